@@ -1,0 +1,52 @@
+"""The compiled kernels, one set for each level of instructions; `kernel(name)` gives the module of the level in use.
+
+Private: kernels trust their arguments. The level is chosen at import: FASTCONV_ISA if set, else the best that the processor runs.
+"""
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+from fastconv._kernels import cpu
+
+# in rising order, with the number that `cpu.supports` knows them by
+LEVELS = {"baseline": 0, "neon": 0, "avx2": 1, "avx512": 2}
+
+
+def _available() -> tuple[str, ...]:
+    built = [name for name in LEVELS if importlib.util.find_spec(f"{__name__}.{name}")]
+    return tuple(name for name in built if cpu.supports(LEVELS[name]))
+
+
+def _find(level: str, module: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{level}.{module}")
+
+
+available = _available()
+_level = ""
+_loaded: dict[str, ModuleType] = {}
+
+
+def use(level: str) -> None:
+    """Take the kernels of this level from now on."""
+    global _level, _loaded
+    if level not in available:
+        raise ValueError(f"use_isa: {level!r} does not run here; expected one of {', '.join(available)}")
+    if level != _level:
+        _level, _loaded = level, {}
+
+
+def level() -> str:
+    return _level
+
+
+def kernel(name: str) -> ModuleType:
+    """The compiled module `name` of the level in use, loaded when first asked for."""
+    module = _loaded.get(name)
+    if module is None:
+        module = _loaded[name] = _find(_level, name)
+    return module
+
+
+use(os.environ.get("FASTCONV_ISA") or available[-1])

@@ -1,0 +1,116 @@
+/* What Cython sees of C: the vector type, the register tile and the small transforms, once for float and once for double.
+ *
+ * The compilation's flags decide the instruction set; setup.py compiles the Cython modules once for each. */
+#ifndef FASTCONV_KERNELS_H
+#define FASTCONV_KERNELS_H
+#include <stddef.h>
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline, unused))
+#define UNROLL _Pragma("GCC unroll 64")
+#define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
+#else
+#define INLINE static __inline
+#define UNROLL
+#define PRAGMA_UNROLL_K
+#endif
+
+/* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */
+#define TILE_ROWS_6(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VECTOR_BYTES 64
+#define MR 14
+#define EACH_MR(X) TILE_ROWS_6(X) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define VECTOR_BYTES 32
+#define MR 6
+#define EACH_MR TILE_ROWS_6
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define MR 12
+#define EACH_MR(X) TILE_ROWS_6(X) X(7) X(8) X(9) X(10) X(11) X(12)
+#else
+#define VECTOR_BYTES 16
+#define MR 6
+#define EACH_MR TILE_ROWS_6
+#endif
+
+/* Numbers below the normal range count as zero while the kernels run: they would cost a hundred times as much. */
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+INLINE unsigned int flush_denormals(void) {
+    const unsigned int before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* FTZ and DAZ */
+    return before;
+}
+INLINE void restore_denormals(unsigned int before) { _mm_setcsr(before); }
+#elif defined(__aarch64__) && defined(__GNUC__)
+INLINE unsigned int flush_denormals(void) {
+    unsigned long before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" ::"r"(before | 1ul << 24)); /* FZ */
+    return (unsigned int)before;
+}
+INLINE void restore_denormals(unsigned int before) { __asm__ volatile("msr fpcr, %0" ::"r"((unsigned long)before)); }
+#else
+INLINE unsigned int flush_denormals(void) { return 0; }
+INLINE void restore_denormals(unsigned int before) { (void)before; }
+#endif
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define CAT(name) JOIN(name, SUFFIX)
+#define VEC CAT(vec)
+#define VL ((int)(VECTOR_BYTES / sizeof(REAL)))
+#define NR (2 * VL)
+
+/* (a0, b0, a1, b1, ...) from the lower and from the upper halves of two vectors */
+#define LOW_4 0, 4, 1, 5
+#define HIGH_4 2, 6, 3, 7
+#define LOW_2 0, 2
+#define HIGH_2 1, 3
+#define LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
+#define REAL float
+#define SUFFIX _f32
+#if VECTOR_BYTES == 64
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_16)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_16)
+#elif VECTOR_BYTES == 32
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
+#else
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
+#endif
+#include "simd.h"
+#include "tile.h"
+#undef REAL
+#undef SUFFIX
+#undef INTERLEAVE_LOW
+#undef INTERLEAVE_HIGH
+
+#define REAL double
+#define SUFFIX _f64
+#if VECTOR_BYTES == 64
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
+#elif VECTOR_BYTES == 32
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
+#else
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_2)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_2)
+#endif
+#include "simd.h"
+#include "tile.h"
+#undef REAL
+#undef SUFFIX
+#undef INTERLEAVE_LOW
+#undef INTERLEAVE_HIGH
+#endif

@@ -1,0 +1,100 @@
+/* One vector type for every instruction set, for the type REAL (float or double), with the tile sizes that go with it.
+ *
+ * GCC and Clang lower the vector extensions to whatever the compilation's flags allow; other compilers get the same names
+ * as plain loops over four numbers. This header is read once for each REAL, see kernels.h. */
+
+#if defined(__GNUC__)
+typedef REAL VEC __attribute__((vector_size(VECTOR_BYTES)));
+typedef REAL CAT(vec_unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+INLINE VEC CAT(load)(const REAL *p) { return *(const CAT(vec_unaligned) *)p; }
+INLINE void CAT(store)(REAL *p, VEC v) { *(CAT(vec_unaligned) *)p = v; }
+INLINE VEC CAT(splat)(REAL s) { return s - (VEC){0}; }
+INLINE VEC CAT(add)(VEC a, VEC b) { return a + b; }
+INLINE VEC CAT(sub)(VEC a, VEC b) { return a - b; }
+INLINE VEC CAT(mul)(VEC a, VEC b) { return a * b; }
+INLINE VEC CAT(fma)(VEC a, VEC b, VEC c) { return a * b + c; } /* contracted to one rounding where the processor has it */
+INLINE VEC CAT(relu)(VEC v) { /* keeps NaN, which is not below 0 */
+    const __typeof__(v < 0) negative = v < 0;
+    return (VEC)(~negative & (__typeof__(v < 0))v);
+}
+#else
+typedef struct { REAL at[VECTOR_BYTES / sizeof(REAL)]; } VEC;
+#define EACH_LANE(expression) VEC r; for (int i = 0; i < VL; i++) r.at[i] = (expression); return r
+INLINE VEC CAT(load)(const REAL *p) { EACH_LANE(p[i]); }
+INLINE void CAT(store)(REAL *p, VEC v) { for (int i = 0; i < VL; i++) p[i] = v.at[i]; }
+INLINE VEC CAT(splat)(REAL s) { EACH_LANE(s); }
+INLINE VEC CAT(add)(VEC a, VEC b) { EACH_LANE(a.at[i] + b.at[i]); }
+INLINE VEC CAT(sub)(VEC a, VEC b) { EACH_LANE(a.at[i] - b.at[i]); }
+INLINE VEC CAT(mul)(VEC a, VEC b) { EACH_LANE(a.at[i] * b.at[i]); }
+INLINE VEC CAT(fma)(VEC a, VEC b, VEC c) { EACH_LANE(a.at[i] * b.at[i] + c.at[i]); }
+INLINE VEC CAT(relu)(VEC v) { EACH_LANE(v.at[i] < 0 ? 0 : v.at[i]); }
+#undef EACH_LANE
+#endif
+
+/* The first n numbers, zeros after them; and back. Never touches memory past n. */
+INLINE VEC CAT(load_part)(const REAL *p, ptrdiff_t n) {
+    if (n >= VL) return CAT(load)(p);
+#if defined(__AVX512F__)
+    if (sizeof(REAL) == 4) return (VEC)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+    return (VEC)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    REAL whole[VL] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) whole[i] = p[i];
+    return CAT(load)(whole);
+#endif
+}
+INLINE void CAT(store_part)(REAL *p, VEC v, ptrdiff_t n) {
+    if (n >= VL) {
+        CAT(store)(p, v);
+        return;
+    }
+#if defined(__AVX512F__)
+    if (sizeof(REAL) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+    else _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+    REAL whole[VL];
+    CAT(store)(whole, v);
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = whole[i];
+#endif
+}
+
+/* A square block turned over: dst[j * dst_stride + i] = src[i * src_stride + j] for i, j < VL.
+ * log2(VL) rounds, each interleaving row i with row i + VL/2, so that after them lane i of row j has become lane j of row i. */
+INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *src, ptrdiff_t src_stride) {
+#if defined(__GNUC__)
+    VEC a[VL], b[VL];
+    UNROLL for (int i = 0; i < VL; i++) a[i] = CAT(load)(src + i * src_stride);
+    UNROLL for (int round = 1; round < VL; round *= 2) {
+        UNROLL for (int i = 0; i < VL / 2; i++) {
+            b[2 * i] = INTERLEAVE_LOW(a[i], a[i + VL / 2]);
+            b[2 * i + 1] = INTERLEAVE_HIGH(a[i], a[i + VL / 2]);
+        }
+        UNROLL for (int i = 0; i < VL; i++) a[i] = b[i];
+    }
+    UNROLL for (int i = 0; i < VL; i++) CAT(store)(dst + i * dst_stride, a[i]);
+#else
+    for (int i = 0; i < VL; i++)
+        for (int j = 0; j < VL; j++) dst[j * dst_stride + i] = src[i * src_stride + j];
+#endif
+}
+
+/* dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols. */
+static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL *restrict src, ptrdiff_t src_stride,
+                           ptrdiff_t rows, ptrdiff_t cols) {
+    for (ptrdiff_t i = 0; i < rows; i += VL) {
+        for (ptrdiff_t j = 0; j < cols; j += VL) {
+            if (i + VL <= rows && j + VL <= cols) {
+                CAT(transpose_block)(dst + j * dst_stride + i, dst_stride, src + i * src_stride + j, src_stride);
+                continue;
+            }
+            REAL in[VL * VL], out[VL * VL];
+            const ptrdiff_t n_rows = rows - i < VL ? rows - i : VL, n_cols = cols - j < VL ? cols - j : VL;
+            for (ptrdiff_t r = 0; r < n_rows; r++)
+                CAT(store)(in + r * VL, CAT(load_part)(src + (i + r) * src_stride + j, n_cols));
+            for (ptrdiff_t r = n_rows; r < VL; r++) CAT(store)(in + r * VL, CAT(splat)(0));
+            CAT(transpose_block)(out, VL, in, VL);
+            for (ptrdiff_t c = 0; c < n_cols; c++)
+                CAT(store_part)(dst + (j + c) * dst_stride + i, CAT(load)(out + c * VL), n_rows);
+        }
+    }
+}

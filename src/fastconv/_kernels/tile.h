@@ -1,0 +1,83 @@
+/* THE register tile: every product of this library is computed here.
+ *
+ *     C[m][j] = init + sum over runs u, k < length of  A[u][m](k) * B[u * length + k][j],   m < rows <= MR, j < cols <= NR
+ *
+ * C stays in registers from the first product to the last. B is packed, one row of b_step numbers after the other.
+ * A is read one number at a time and broadcast, in one of two ways:
+ *     by rows:     A[u][m](k) = a[u * MR + m][k]            a pointer for each row (a pixel, a tile, a filter), k runs along it
+ *     by columns:  A[u][m](k) = a[u][k * a_step + m]        the rows lie side by side (channels of a pixel), k steps over them
+ * A run is a stretch of k without a jump: a tap of the window, a row of the picture. */
+
+typedef struct {
+    const REAL *bias;  /* NULL, or numbers that C starts from: one for each column, or for each row */
+    int bias_by_row;
+    int accumulate;    /* C starts from what is in memory */
+    int relu;          /* C ends as max(C, 0) */
+} CAT(epilogue);
+
+INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
+                           const REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
+                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e) {
+    VEC acc[MR][2];
+    const ptrdiff_t last = cols - (nv - 1) * VL;
+    UNROLL for (int m = 0; m < rows; m++) {
+        UNROLL for (int v = 0; v < nv; v++) {
+            if (e->accumulate) acc[m][v] = v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last);
+            else if (!e->bias) acc[m][v] = CAT(splat)(0);
+            else acc[m][v] = e->bias_by_row ? CAT(splat)(e->bias[m]) : CAT(load)(e->bias + v * VL);
+        }
+    }
+    for (ptrdiff_t u = 0; u < runs; u++) {
+        const REAL *row[MR];
+        UNROLL for (int m = 0; m < rows; m++) row[m] = by_rows ? a[m] : a[0] + m;
+        a += by_rows ? MR : 1;
+        PRAGMA_UNROLL_K
+        for (ptrdiff_t k = 0; k < length; k++) {
+            VEC bk[2];
+            UNROLL for (int v = 0; v < nv; v++) bk[v] = CAT(load)(b + v * VL);
+            UNROLL for (int m = 0; m < rows; m++) {
+                const VEC am = CAT(splat)(by_rows ? row[m][k] : row[0][k * a_step + m]);
+                UNROLL for (int v = 0; v < nv; v++) acc[m][v] = CAT(fma)(am, bk[v], acc[m][v]);
+            }
+            b += b_step;
+        }
+    }
+    UNROLL for (int m = 0; m < rows; m++) {
+        UNROLL for (int v = 0; v < nv; v++) {
+            if (e->relu) acc[m][v] = CAT(relu)(acc[m][v]);
+            if (v < nv - 1) CAT(store)(c[m] + v * VL, acc[m][v]);
+            else CAT(store_part)(c[m] + v * VL, acc[m][v], last);
+        }
+    }
+}
+
+#define TILE_ARGUMENTS \
+    ptrdiff_t runs, ptrdiff_t length, const REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
+    REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
+#define DEFINE_TILE(m) \
+    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e); } \
+    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e); } \
+    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e); } \
+    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e); }
+EACH_MR(DEFINE_TILE)
+
+typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
+#define LIST_ROWS1(m) CAT(tile_rows1_##m),
+#define LIST_ROWS2(m) CAT(tile_rows2_##m),
+#define LIST_COLS1(m) CAT(tile_cols1_##m),
+#define LIST_COLS2(m) CAT(tile_cols2_##m),
+static const CAT(tile_function) CAT(tiles)[4][MR + 1] = {
+    {0, EACH_MR(LIST_COLS1)}, {0, EACH_MR(LIST_COLS2)}, {0, EACH_MR(LIST_ROWS1)}, {0, EACH_MR(LIST_ROWS2)}};
+
+static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
+    CAT(tiles)[2 + (cols > VL)][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+}
+static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
+    CAT(tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+}
+#undef TILE_ARGUMENTS
+#undef DEFINE_TILE
+#undef LIST_ROWS1
+#undef LIST_ROWS2
+#undef LIST_COLS1
+#undef LIST_COLS2
