@@ -85,7 +85,7 @@ def count(where: str, name: str, value: Any, minimum: int = 1, maximum: int | No
 def number(
     where: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_high: bool = False
 ) -> float:
-    """Check that ``value`` is a finite real number in [low, high], or [low, high) if ``open_high``; return a `float`."""
+    """Check that ``value`` is a finite number in [low, high], or [low, high) if ``open_high``; return a `float`."""
     if type(value) is not float:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise type_error(where, f"{name} must be a number", "a real number", f"{value!r} ({type(value).__name__})")

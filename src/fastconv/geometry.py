@@ -245,9 +245,8 @@ class _Geometry:
 
     def _sum_lines(self) -> list[str]:
         names = ("",) if len(self.sums) == 1 else ("W2: ", "H2: ")
-        floors = (self.W2, self.H2)
-        ends = ("" if text.endswith(f"= {n}") else f", floored to {n}" for text, n in zip(self.sums, floors, strict=False))
-        return [f"  {name}{text}{end}" for name, text, end in zip(names, self.sums, ends, strict=True)]
+        lines = zip(names, self.sums, (self.W2, self.H2), strict=False)
+        return [f"  {name}{text}" + ("" if text.endswith(f"= {n}") else f", floored to {n}") for name, text, n in lines]
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,7 @@ def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1
     g = window("im2col", x.shape[1], x.shape[2], F, S, P, dilation)
     cols = _cols(x, g)
     if layout == "NCHW":
-        cols = cols.reshape(-1 if cols.size else len(cols), math.prod(g.F), x.shape[3]).swapaxes(1, 2)
-        cols = cols.reshape(len(cols), math.prod(g.F) * x.shape[3])
+        cols = cols.reshape(len(cols), math.prod(g.F), x.shape[3]).swapaxes(1, 2).reshape(cols.shape)
     return cols
 
 
@@ -231,7 +230,7 @@ def max_pool2d_grad(dy: Array, index: Array, x_shape: Shape, *, layout: str = "N
 
 
 def _divisor(H1: int, W1: int, g: Window, count_include_pad: bool, dtype: np.dtype) -> Array:
-    """Cells that the average of each window divides by, (H2, W2, 1); 1 for a window without a real cell, whose sum is 0."""
+    """Cells that the mean of each window is taken over, (H2, W2, 1); 1 where none is real, and so the sum 0."""
     if count_include_pad:
         return np.full((*g.size, 1), math.prod(g.F), dtype)
     real = _cols(np.ones((1, H1, W1, 1), dtype), g).sum(axis=1)
