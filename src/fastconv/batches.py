@@ -128,8 +128,8 @@ def batches(
 ) -> Iterator[tuple[Array, Array]]:
     """The minibatches of one epoch, each image once; the last one may be smaller.
 
-    Everything random is a function of (seed, epoch, number of the batch): an epoch can be taken up in its middle without
-    the batches before it, and gives the same bits.
+    Everything random is a function of (seed, epoch, number of the batch): an epoch can be taken up in its middle
+    without the batches before it, and gives the same bits.
 
     Parameters
     ----------
