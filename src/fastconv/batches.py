@@ -114,6 +114,76 @@ class Flip:
         return np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
 
 
+@dataclass(frozen=True)
+class Warp:
+    """Turns, scales, slants, shifts and bends every image a little, by amounts drawn anew for each; edges come in as 0.
+
+    Pixel p of the new image is taken, by bilinear interpolation, from the place c + M (p - c) + s + u(p) of the old one:
+    c is the centre, M a rotation times a slant times a scaling, s the shift, and u a smooth displacement, the sum of
+    cubic B-splines on a coarse grid with normal coefficients (Simard, Steinkraus and Platt 2003 smooth noise instead).
+
+    Parameters
+    ----------
+    rotate : float
+        Largest angle, in degrees.
+    scale, shear : float
+        Largest relative change of each side's length, largest slant.
+    shift, bend : float
+        Largest shift and the displacements' standard deviation, in pixels.
+    """
+
+    rotate: float = 10.0
+    scale: float = 0.1
+    shear: float = 0.1
+    shift: float = 2.0
+    bend: float = 0.0
+
+    def __call__(self, x: Array, rng: np.random.Generator) -> Array:
+        n, h, w, _ = x.shape
+        angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate, n))
+        shear = rng.uniform(-self.shear, self.shear, n)
+        ky, kx = 1 + rng.uniform(-self.scale, self.scale, (2, n))
+        sy, sx = rng.uniform(-self.shift, self.shift, (2, n)).astype(np.float32)
+        sin, cos = np.sin(angle), np.cos(angle)
+        matrix = np.array([[cos * ky, (cos * shear - sin) * kx], [sin * ky, (sin * shear + cos) * kx]], np.float32)
+        y0, x0 = np.float32((h - 1) / 2), np.float32((w - 1) / 2)
+        dy, dx = np.arange(h, dtype=np.float32) - y0, np.arange(w, dtype=np.float32) - x0
+        bend = self._displacements(n, h, w, rng)
+        rows, columns = (
+            m[0][:, None, None] * dy[:, None] + m[1][:, None, None] * dx + (centre + s)[:, None, None] + u
+            for m, centre, s, u in zip(matrix, (y0, x0), (sy, sx), bend, strict=True)
+        )
+        return _bilinear(x, rows, columns)
+
+    def _displacements(self, n: int, h: int, w: int, rng: np.random.Generator) -> Array:
+        """u, of shape (2, N, H, W)."""
+        coarse = rng.normal(0, 1.5 * self.bend, (2, n, 7, 7)).astype(np.float32)
+        return _spline_basis(h, 7) @ coarse @ _spline_basis(w, 7).T
+
+
+def _spline_basis(n: int, knots: int) -> Array:
+    """Cubic B-splines on `knots` places from just before the first pixel to just after the last, (n, knots)."""
+    place = np.linspace(1, knots - 2, n, dtype=np.float32)[:, None]
+    d = np.abs(place - np.arange(knots, dtype=np.float32))
+    return np.where(d < 1, 2 / 3 - d * d + d**3 / 2, np.clip(2 - d, 0, None) ** 3 / 6).astype(np.float32)
+
+
+def _bilinear(x: Array, rows: Array, columns: Array) -> Array:
+    """Images x (N, H, W, C) at the places (rows, columns), each (N, H', W'); 0 outside, in the dtype of x."""
+    n, h, w, c = x.shape
+    padded = np.zeros((n, h + 2, w + 2, c), np.float32)  # one ring of zeros is what lies beyond the edge
+    padded[:, 1:-1, 1:-1] = x
+    rows, columns = np.clip(rows, -1, h), np.clip(columns, -1, w)
+    r, q = np.minimum(np.floor(rows), h - 1), np.minimum(np.floor(columns), w - 1)
+    fr, fq = (rows - r)[..., None], (columns - q)[..., None]
+    first = (np.arange(n)[:, None, None] * (h + 2) + r.astype(np.intp) + 1) * (w + 2) + q.astype(np.intp) + 1
+    cells = padded.reshape(-1, c)
+    top = cells[first] * (1 - fq) + cells[first + 1] * fq
+    bottom = cells[first + w + 2] * (1 - fq) + cells[first + w + 3] * fq
+    y = top * (1 - fr) + bottom * fr
+    return y.astype(x.dtype) if x.dtype.kind == "f" else np.rint(y).astype(x.dtype)
+
+
 def batches(
     x: Array,
     y: Array,
