@@ -2,4 +2,5 @@
 
 __version__ = "0.1.0"
 from fastconv.geometry import ConvGeometry, GeometryError
+from fastconv.ops import *
 from fastconv.runtime import *

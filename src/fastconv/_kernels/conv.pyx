@@ -1,6 +1,718 @@
-"""Convolution by the register tile: direct and im2col, forward and both gradients."""
+"""Convolution by the register tile: forward, both gradients, and the explicit im2col.
+
+Forward, grad_x and the transposed convolution are one operation here, a *gather* (see `Gather`): each place of a grid of
+destination pixels is the sum, over a list of taps, of a source pixel times that tap's matrix of weights.
+
+    dst[n, origin + i*step, k] = act(b[k] + sum over taps t, c of src[n, i*stride + offset[t], c] * w[tap[t]][c][k])
+
+    forward                         one gather: step 1, stride S, offset = r*dilation - P
+    grad_x, S = 1                   one gather: the offsets' signs turned, weights transposed
+    grad_x, S > 1, conv_transpose   one gather for each phase of dx modulo S, with the taps that meet it: no product is wasted
+
+Depth-last pictures are read through pointers: rows of the tile are pixels, a run of k is a tap's channels (padding points at a
+row of zeros), B is the weights packed in panels. In depth-first pictures the rows are filters, B is a panel of pixels, gathered
+in cache. Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is summed in an order that depends
+on neither threads nor batch.
+"""
+
+cimport cython
 cimport numpy as cnp
-from fastconv._kernels.tiles cimport real, MR
+from cython.parallel cimport prange, threadid
+from libc.string cimport memcpy, memset
+
+from fastconv._kernels.tiles cimport (
+    Epilogue, TILE_MR, copy, data, flush_denormals, lanes, real, restore_denormals, tile_by_columns, tile_by_rows, transpose,
+)
+
+from fastconv._kernels import memory
+
 cnp.import_array()
-def mr():
-    return MR
+
+cdef enum:
+    L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
+    CACHE_LINE = 64
+    CHANNEL_BLOCK = 16  # of grad_w: channels packed side by side, the rows of its tiles
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
+    return ceil_div(bytes, CACHE_LINE) * CACHE_LINE
+
+
+cdef struct Shape:
+    Py_ssize_t N, groups, C, K        # C and K are those of one group
+    Py_ssize_t Hs, Ws, Hd, Wd         # source and destination
+    Py_ssize_t rows, cols             # the grid of destination pixels
+    Py_ssize_t origin_h, origin_w, step_h, step_w, stride_h, stride_w
+    Py_ssize_t T                      # taps
+    Py_ssize_t *dh                    # offsets of the taps
+    Py_ssize_t *dw
+    Py_ssize_t *tap                   # which of the window's F*F
+    Py_ssize_t window                 # F*F
+    # A window row of few channels is one run, F_w*C long, in a padded copy of the rows: 0, or F_w.
+    Py_ssize_t merged
+
+
+@cython.final
+cdef class Gather:
+    """One gather: sizes, grid and taps. Made once for a problem, run many times.
+
+    Parameters
+    ----------
+    sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
+    grid : (rows, cols, origin_h, origin_w, step_h, step_w, stride_h, stride_w)
+    taps : int64 array (3, T): vertical offset, horizontal offset, index in the window
+    window : F_h * F_w
+    merged : F_w where the taps are a whole window without dilation and C is small, else 0
+    nchw : depth-first pictures, weights (K, C, F, F); else depth-last, weights (F, F, C, K)
+    transposed : the weights are those of the convolution that this one is the gradient of: read with C and K exchanged
+    """
+    cdef Shape s
+    cdef cnp.ndarray taps
+    cdef bint nchw, transposed
+
+    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, Py_ssize_t merged, bint nchw,
+                 bint transposed):
+        cdef Shape *s = &self.s
+        s.N, s.groups, s.C, s.K, s.Hs, s.Ws, s.Hd, s.Wd = sizes
+        s.rows, s.cols, s.origin_h, s.origin_w, s.step_h, s.step_w, s.stride_h, s.stride_w = grid
+        self.taps, self.nchw, self.transposed = taps, nchw, transposed
+        s.T, s.window, s.merged = taps.shape[1], window, merged
+        s.dh = <Py_ssize_t *> cnp.PyArray_DATA(taps)
+        s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
+
+    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
+        """Write the grid's pixels of dst; bias may be None."""
+        if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
+            run_gather[float](self, src, w, bias, dst, relu, threads, NULL)
+        else:
+            run_gather[double](self, src, w, bias, dst, relu, threads, NULL)
+
+
+cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
+                real *like):
+    if self.nchw:
+        gather_nchw(self, data(src, like), data(w, like), NULL if bias is None else data(bias, like), data(dst, like), relu,
+                    threads)
+    else:
+        gather_nhwc(self, data(src, like), data(w, like), bias, data(dst, like), relu, threads)
+
+
+# ---------------------------------------------------------------- depth-last: rows of the tile are pixels
+cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, bint relu, int threads):
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t NR = 2 * lanes(src), panels = ceil_div(s.K, NR), pixels = s.N * s.rows * s.cols
+    cdef Py_ssize_t depth = s.T * s.C, panel_size = depth * NR
+    cdef dtype = dtype_of(src)
+    cdef cnp.ndarray packed = memory.empty((s.groups * panels * panel_size + s.groups * panels * NR,), dtype)
+    cdef real *b = data(packed, src)
+    cdef real *biases = b + s.groups * panels * panel_size if bias is not None else NULL
+    cdef real *given = data(bias, src) if bias is not None else NULL
+
+    # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
+    cdef Py_ssize_t unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
+    cdef Py_ssize_t share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * (s.merged if s.merged else 1))
+    cdef Py_ssize_t chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
+    while chunk > unit and ceil_div(pixels, chunk) * s.groups < 4 * threads:
+        chunk = most(unit, chunk // 2 // unit * unit)
+    cdef Py_ssize_t per_image = s.rows * s.cols if s.merged else pixels  # a chunk stays within it
+    cdef Py_ssize_t per_row = ceil_div(per_image, chunk)
+    cdef Py_ssize_t chunks = per_row * (pixels // per_image)
+    cdef Py_ssize_t cuts = most(1, least(panels, ceil_div(3 * threads, most(1, chunks * s.groups))))
+    if threads == 1 or chunks * s.groups >= threads:
+        cuts = 1
+    cdef Py_ssize_t tasks = chunks * s.groups * cuts
+    cdef Py_ssize_t scratch = pixel_scratch(s, chunk, sizeof(real))
+    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef Py_ssize_t i, at, p, g, lo, hi, c
+    cdef bint parallel = threads > 1 and <double> pixels * depth * s.K * s.groups > 40000
+    with nogil:
+        for i in prange(s.groups * panels * s.T, num_threads=threads, schedule="static", use_threads_if=threads > 1 and
+                        s.groups * s.K * depth > 65536):
+            pack_panel(self, w, b + i * s.C * NR, i // (panels * s.T), i // s.T % panels, i % s.T)
+        if biases != NULL:
+            for i in range(s.groups * panels * NR):
+                g, c = i // (panels * NR), i % (panels * NR)
+                biases[i] = given[g * s.K + c] if c < s.K else 0
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            p, at = i % cuts, i // cuts
+            g, at = at % s.groups, at // s.groups
+            lo = at // per_row * per_image + at % per_row * chunk
+            hi = least(lo + chunk, (at // per_row + 1) * per_image)
+            pixel_task(s, src, b + g * panels * panel_size, biases + g * panels * NR if biases != NULL else NULL, dst, relu,
+                       g, lo, hi, panels * p // cuts, panels * (p + 1) // cuts, space + threadid() * scratch)
+
+
+cdef dtype_of(real *like):
+    return "f4" if real is float else "f8"
+
+
+cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t) noexcept nogil:
+    """b[c][j] = weight of channel c, filter panel*NR + j under tap t; zeros past the last filter."""
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), c
+    if cols < NR:
+        memset(b, 0, s.C * NR * sizeof(real))
+    if self.transposed:  # w is (F*F, K, groups*C) with this gather's K and C
+        transpose(b, NR, w + (s.tap[t] * s.K + k) * s.groups * s.C + g * s.C, s.groups * s.C, cols, s.C)
+    else:                # w is (F*F, C, groups*K)
+        w += s.tap[t] * s.C * s.groups * s.K + g * s.K + k
+        for c in range(s.C):
+            copy(b + c * NR, w + c * s.groups * s.K, cols, 1)
+
+
+cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, Py_ssize_t itemsize) noexcept nogil:
+    cdef Py_ssize_t blocks = ceil_div(chunk, TILE_MR), runs = s.T // most(1, s.merged)
+    return aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
+        strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) * s.C * s.groups * itemsize if s.merged else s.C * itemsize)
+
+
+cdef Py_ssize_t strip_rows(Shape *s, Py_ssize_t rows) noexcept nogil:
+    return (rows - 1) * s.stride_h + s.dh[s.T - 1] - s.dh[0] + 1
+
+
+cdef Py_ssize_t strip_width(Shape *s) noexcept nogil:
+    return (s.cols - 1) * s.stride_w + s.merged
+
+
+cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t lo,
+                     Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
+    """Pixels lo to hi of the grid, counted over the batch, of the filters in some panels of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, TILE_MR), i, m, first, rows
+    cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
+    cdef real **a = <real **> scratch
+    cdef real **c = a + blocks * runs * TILE_MR
+    cdef real **target = c + blocks * TILE_MR
+    cdef real *rest = <real *> (scratch + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
+    cdef Epilogue e = Epilogue(bias, 0, 0, relu)
+    cdef unsigned int before = flush_denormals()
+    if s.merged:
+        point_at_strip(s, src, dst, g, lo, hi, a, c, rest)
+    else:
+        memset(rest, 0, s.C * sizeof(real))
+        point_at_pixels(s, src, dst, g, lo, hi, a, c, rest)
+    while panel < panel_end:
+        if bias != NULL:
+            e.bias = bias + panel * NR
+        for i in range(blocks):
+            first = (hi - lo) * i // blocks
+            rows = (hi - lo) * (i + 1) // blocks - first
+            for m in range(rows):
+                target[m] = c[i * TILE_MR + m] + panel * NR
+            tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, NR, target,
+                         least(NR, s.K - panel * NR), &e)
+        panel += 1
+    restore_denormals(before)
+
+
+cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
+                          real *zeros) noexcept nogil:
+    """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), q, t, m = 0, block = 0, end, depth = s.groups * s.C, h, w, hs, ws
+    cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
+    cdef real *picture = src + n * s.Hs * s.Ws * depth + g * s.C
+    cdef real *at
+    end = lo + (hi - lo) // blocks
+    for q in range(lo, hi):
+        if q == end:
+            m, block = 0, block + 1
+            end = lo + (hi - lo) * (block + 1) // blocks
+            a += s.T * TILE_MR
+            c += TILE_MR
+        h, w = i * s.stride_h, j * s.stride_w
+        at = picture + (h * s.Ws + w) * depth
+        for t in range(s.T):
+            hs, ws = h + s.dh[t], w + s.dw[t]
+            if 0 <= hs < s.Hs and 0 <= ws < s.Ws:
+                a[t * TILE_MR + m] = at + (s.dh[t] * s.Ws + s.dw[t]) * depth
+            else:
+                a[t * TILE_MR + m] = zeros
+        c[m] = dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups + g) * s.K
+        m += 1
+        j += 1
+        if j == s.cols:
+            j, i = 0, i + 1
+            if i == s.rows:
+                i, n = 0, n + 1
+                picture += s.Hs * s.Ws * depth
+
+
+cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
+                         real *strip) noexcept nogil:
+    """The same for whole rows of the grid of one picture, read from a padded copy, a run for each row of the window."""
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), runs = s.T // s.merged, depth = s.groups * s.C
+    cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, i = 0, j = 0, q, r, m = 0, block = 0, end
+    cdef Py_ssize_t height = strip_rows(s, (hi - lo) // s.cols), width = strip_width(s), h, before, inside
+    before = least(most(0, -s.dw[0]), width)
+    inside = most(0, least(width, s.Ws - s.dw[0]) - before)
+    for r in range(height):
+        h = first * s.stride_h + s.dh[0] + r
+        if 0 <= h < s.Hs and inside:
+            memset(strip + r * width * depth, 0, before * depth * sizeof(real))
+            copy(strip + (r * width + before) * depth, src + ((n * s.Hs + h) * s.Ws + before + s.dw[0]) * depth, inside * depth, 1)
+            memset(strip + (r * width + before + inside) * depth, 0, (width - before - inside) * depth * sizeof(real))
+        else:
+            memset(strip + r * width * depth, 0, width * depth * sizeof(real))
+    end = lo + (hi - lo) // blocks
+    for q in range(lo, hi):
+        if q == end:
+            m, block = 0, block + 1
+            end = lo + (hi - lo) * (block + 1) // blocks
+            a += runs * TILE_MR
+            c += TILE_MR
+        for r in range(runs):
+            a[r * TILE_MR + m] = strip + ((i * s.stride_h + s.dh[r * s.merged] - s.dh[0]) * width + j * s.stride_w) * depth
+        c[m] = dst + (((n * s.Hd + s.origin_h + (first + i) * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups + g) * s.K
+        m += 1
+        j += 1
+        if j == s.cols:
+            j, i = 0, i + 1
+
+
+# ---------------------------------------------------------------- depth-first: rows of the tile are filters
+cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads):
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, panels = ceil_div(pixels, NR), depth = s.C * s.T
+    # Channels whose panel of pixels stays in cache; the sums of the ones before wait in dst.
+    cdef Py_ssize_t channels = most(1, least(s.C, 2 * L2_SHARE // (most(1, s.T) * NR * <Py_ssize_t> sizeof(real))))
+    cdef Py_ssize_t batch = s.N * s.groups * panels
+    cdef Py_ssize_t cuts = 1 if threads == 1 or batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, batch))
+    cdef Py_ssize_t tasks = batch * cuts
+    cdef Py_ssize_t table = aligned((s.T + 2) * NR * 4 * sizeof(Py_ssize_t))
+    cdef Py_ssize_t scratch = table + aligned(channels * s.T * NR * sizeof(real)) + aligned(TILE_MR * NR * sizeof(real))
+    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef cnp.ndarray packed
+    cdef Py_ssize_t i, n, g, panel, cut
+    cdef bint parallel = threads > 1 and <double> pixels * s.N * depth * s.K * s.groups > 40000
+    cdef bint repack = self.transposed or s.T < s.window
+    cdef real *rows = w
+    if repack:
+        packed = memory.empty((s.groups * s.K * depth,), dtype_of(src))
+        rows = data(packed, src)
+    with nogil:
+        if repack:
+            for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
+                pack_row(self, w, rows + i * depth, i // s.K, i % s.K)
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, panel = i % cuts, i // cuts
+            g, panel = panel // panels % s.groups, panel // panels // s.groups * panels + panel % panels
+            n, panel = panel // panels, panel % panels
+            filter_task(s, src + (n * s.groups + g) * s.C * s.Hs * s.Ws, rows + g * s.K * depth,
+                        bias + g * s.K if bias != NULL else NULL, dst + (n * s.groups + g) * s.K * s.Hd * s.Wd, relu,
+                        panel * NR, least(NR, pixels - panel * NR), s.K * cut // cuts, s.K * (cut + 1) // cuts, channels,
+                        space + threadid() * scratch)
+
+
+cdef void pack_row(Gather self, real *w, real *row, Py_ssize_t g, Py_ssize_t k) noexcept nogil:
+    """row[c][t] = weight of filter k, channel c under tap t."""
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t c, t
+    cdef real *at
+    for c in range(s.C):
+        if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
+            at = w + ((g * s.C + c) * s.K + k) * s.window
+        else:
+            at = w + ((g * s.K + k) * s.C + c) * s.window
+        for t in range(s.T):
+            row[c * s.T + t] = at[s.tap[t]]
+
+
+cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t q, Py_ssize_t n_pixels,
+                      Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t channels, char *scratch) noexcept nogil:
+    """Pixels q to q + n_pixels of the grid of one picture and group, all channels, filters k to k_end."""
+    cdef Py_ssize_t NR = 2 * lanes(src), depth = s.C * s.T, blocks = ceil_div(k_end - k, TILE_MR), i, m, c, first, n_rows, n
+    cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
+    cdef real *panel = <real *> (scratch + aligned((s.T + 2) * NR * 4 * sizeof(Py_ssize_t)))
+    cdef real *result = panel + channels * s.T * NR
+    cdef real *a[TILE_MR]
+    cdef real *target[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0)
+    cdef bint apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd  # the grid's pixels do not lie side by side in dst
+    cdef unsigned int before = flush_denormals()
+    n = find_stretches(s, q, n_pixels, NR, stretches)
+    c = 0
+    while c < s.C:
+        pack_pixels(s, src + c * s.Hs * s.Ws, least(channels, s.C - c), NR, panel, stretches, n)
+        for i in range(blocks):
+            first = k + (k_end - k) * i // blocks
+            n_rows = k + (k_end - k) * (i + 1) // blocks - first
+            for m in range(n_rows):
+                a[m] = rows + (first + m) * depth + c * s.T
+                target[m] = result + m * NR if apart else dst + (first + m) * s.Hd * s.Wd + q
+            e.bias = bias + first if bias != NULL else NULL
+            e.accumulate = c > 0
+            e.relu = relu and c + channels >= s.C
+            if apart and c > 0:
+                for m in range(n_rows):
+                    scatter(s, dst + (first + m) * s.Hd * s.Wd, q, n_pixels, target[m], 0)
+            tile_by_rows(n_rows, 1, least(channels, s.C - c) * s.T, a, panel, NR, target, n_pixels, &e)
+            if apart:
+                for m in range(n_rows):
+                    scatter(s, dst + (first + m) * s.Hd * s.Wd, q, n_pixels, target[m], 1)
+        c += channels
+    restore_denormals(before)
+
+
+cdef void scatter(Shape *s, real *plane, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
+    """Between a plane's pixels q to q + n of the grid and the same side by side; `there`: into the plane."""
+    cdef Py_ssize_t i = q // s.cols, j = q % s.cols, p
+    cdef real *row = plane + (s.origin_h + i * s.step_h) * s.Wd + s.origin_w
+    for p in range(n):
+        if there:
+            row[j * s.step_w] = side_by_side[p]
+        else:
+            side_by_side[p] = row[j * s.step_w]
+        j += 1
+        if j == s.cols:
+            j = 0
+            row += s.step_h * s.Wd
+
+
+cdef Py_ssize_t find_stretches(Shape *s, Py_ssize_t q, Py_ssize_t n_pixels, Py_ssize_t NR, Py_ssize_t *found) noexcept nogil:
+    """Where a panel's pixels lie in a source plane, tap by tap, in entries of four numbers; returns how many entries.
+
+    A tap begins with (index of the next tap's first entry, whether the panel needs zeros first), then come its stretches
+    (place in the panel, place in the plane, how many pixels).
+    """
+    cdef Py_ssize_t t, p, i, j, n, h, lo, hi, count = 0, head, filled
+    for t in range(s.T):
+        head = count
+        count += 1
+        p, filled = 0, 0
+        i, j = q // s.cols, q % s.cols
+        while p < n_pixels:
+            n = least(s.cols - j, n_pixels - p)
+            h = i * s.stride_h + s.dh[t]
+            if 0 <= h < s.Hs:
+                # places j + lo .. j + hi of this row of the grid meet the picture
+                lo = most(0, ceil_div(-s.dw[t], s.stride_w) - j) if s.dw[t] < 0 else 0
+                hi = least(n, ceil_div(s.Ws - s.dw[t], s.stride_w) - j) if s.Ws > s.dw[t] else 0
+                if lo < hi:
+                    found[4 * count] = p + lo
+                    found[4 * count + 1] = h * s.Ws + (j + lo) * s.stride_w + s.dw[t]
+                    found[4 * count + 2] = hi - lo
+                    count += 1
+                    filled += hi - lo
+            p += n
+            i, j = i + 1, 0
+        found[4 * head] = count  # where the next tap begins
+        found[4 * head + 1] = filled < NR  # zeros first
+    return count
+
+
+cdef void pack_pixels(Shape *s, real *src, Py_ssize_t channels, Py_ssize_t NR, real *panel, Py_ssize_t *stretches,
+                      Py_ssize_t n) noexcept nogil:
+    """panel[c][t][p] = the source's channel c under tap t of pixel p, zero outside the picture and past the last pixel."""
+    cdef Py_ssize_t c, i, next
+    for c in range(channels):
+        i = 0
+        while i < n:
+            next = stretches[4 * i]
+            if stretches[4 * i + 1]:
+                memset(panel, 0, NR * sizeof(real))
+            i += 1
+            while i < next:
+                copy(panel + stretches[4 * i], src + stretches[4 * i + 1], stretches[4 * i + 2], s.stride_w)
+                i += 1
+            panel += NR
+        src += s.Hs * s.Ws
+
+
+# ---------------------------------------------------------------- grad_w: rows of the tile are channels, k runs over pixels
+cdef struct Strips:
+    # How a task of grad_w walks over the grid: strips of rows, for which source and dy are packed in cache.
+    Py_ssize_t rows                   # of the grid, in a strip
+    Py_ssize_t block, blocks          # channels packed side by side; how many such blocks
+    Py_ssize_t blocks_at_once         # packed together
+    Py_ssize_t pack_h, pack_w         # steps of the grid in the packed source
+    Py_ssize_t height, width          # what a single row of the grid needs of the packed source
+    Py_ssize_t block_size             # numbers in a packed block
+    Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
+    Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
+
+
+@cython.final
+cdef class WeightGradient:
+    """grad_w of a forward gather: dw[t][c][k] = sum over pixels of src[pixel + offset[t], c] * dy[pixel, k].
+
+    The filters are cut into `cuts`, the rows of the grid into `parts` whose sums are added in order. Both depend on the
+    problem alone, so the result does not depend on the threads.
+    """
+    cdef Gather forward
+    cdef Py_ssize_t parts, cuts
+
+    def __init__(self, Gather forward, Py_ssize_t parts, Py_ssize_t cuts):
+        self.forward, self.parts, self.cuts = forward, parts, cuts
+
+    def run(self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads):
+        if cnp.PyArray_TYPE(dw) == cnp.NPY_FLOAT32:
+            weight_gradient[float](self, src, dy, dw, threads, NULL)
+        else:
+            weight_gradient[double](self, src, dy, dw, threads, NULL)
+
+
+cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
+    cdef Shape *s = &self.forward.s
+    cdef Strips z = plan_strips(s, self.cuts, like)
+    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * self.cuts, rows = s.N * s.rows
+    cdef Py_ssize_t scratch = strip_bytes(s, &z, self.cuts, like), channel_blocks = ceil_div(s.C, CHANNEL_BLOCK), i, p, g, cut
+    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
+    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *total = data(sums, like)
+    cdef real *x = data(src, like)
+    cdef real *d = data(dy, like)
+    cdef real *out = data(dw, like)
+    cdef bint nchw = self.forward.nchw, parallel
+    parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > 40000
+    with nogil:
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            p, g, cut = i // self.cuts // s.groups, i // self.cuts % s.groups, i % self.cuts
+            gradient_task(s, &z, x, d, total + (p * s.groups + g) * size, nchw, g, rows * p // self.parts,
+                          rows * (p + 1) // self.parts, z.panels * cut // self.cuts, z.panels * (cut + 1) // self.cuts,
+                          space + threadid() * scratch)
+        for i in prange(s.groups * channel_blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
+            g, cut = i // channel_blocks, i % channel_blocks * CHANNEL_BLOCK
+            write_weights(s, total + g * size, s.groups * size, self.parts, z.ld, out, nchw, g, cut,
+                          least(s.C, cut + CHANNEL_BLOCK))
+
+
+cdef Strips plan_strips(Shape *s, Py_ssize_t cuts, real *like) noexcept nogil:
+    cdef Strips z
+    cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures
+    z.blocks = most(1, ceil_div(s.C, CHANNEL_BLOCK))
+    z.block = ceil_div(s.C, z.blocks)
+    z.panels = ceil_div(s.K, NR)
+    z.ld = z.panels * NR
+    # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
+    z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
+    z.pack_w = 1 if s.dw[last] == s.dw[0] else s.stride_w
+    z.height = s.dh[last] - s.dh[0] + 1
+    z.width = (s.cols - 1) * z.pack_w + s.dw[last] - s.dw[0] + 1
+    z.taps = 1
+    while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
+        z.taps += 1
+    z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, cuts) * NR)) // most(1, s.cols)))
+    pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
+    z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
+    z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
+    return z
+
+
+cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, Py_ssize_t cuts, real *like) noexcept nogil:
+    return (aligned(2 * z.rows * sizeof(void *)) + aligned(z.blocks_at_once * z.block_size * sizeof(real))
+            + aligned(ceil_div(z.panels, cuts) * z.rows * s.cols * 2 * lanes(like) * sizeof(real)))
+
+
+cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, bint nchw, Py_ssize_t g, Py_ssize_t row,
+                        Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
+    """Some rows of the grid, counted over the batch, all channels and some panels of filters of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), i, b, rows
+    cdef real **starts = <real **> scratch
+    cdef real *x = <real *> (scratch + aligned(2 * z.rows * sizeof(void *)))
+    cdef real *d = <real *> (<char *> x + aligned(z.blocks_at_once * z.block_size * sizeof(real)))
+    cdef bint accumulate = False
+    cdef unsigned int before = flush_denormals()
+    if row == row_end:
+        for i in range(s.T * s.C):
+            memset(total + i * z.ld + panel * NR, 0, (panel_end - panel) * NR * sizeof(real))
+    while row < row_end:
+        rows = least(z.rows, row_end - row)
+        for i in range(panel, panel_end):
+            pack_dy(s, dy, d + (i - panel) * rows * s.cols * NR, nchw, g, row, rows, i, NR)
+        b = 0
+        while b < z.blocks:
+            pack_source(s, z, src, x, starts, nchw, g, row, rows, b, least(z.blocks, b + z.blocks_at_once))
+            for i in range(b, least(z.blocks, b + z.blocks_at_once)):
+                gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
+            b += z.blocks_at_once
+        row += rows
+        accumulate = True
+    restore_denormals(before)
+
+
+cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
+                         Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate) noexcept nogil:
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's."""
+    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
+    cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
+    cdef real **a = starts + z.rows
+    cdef real *c[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0)
+    while t < s.T:
+        for i in range(pieces):
+            first = height * i // pieces
+            n = height * (i + 1) // pieces - first
+            for r in range(rows):
+                a[r] = starts[r] + offset + ((s.dh[t] - s.dh[0]) * z.width + s.dw[t] - s.dw[0]) * z.block + first
+            for p in range(panel, panel_end):
+                for m in range(n):
+                    c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
+                tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * rows * s.cols * NR, NR, c,
+                                least(NR, s.K - p * NR), &e)
+        t += z.taps
+
+
+cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,
+                  Py_ssize_t NR) noexcept nogil:
+    """d[pixel][j] = dy of filter panel*NR + j, zeros past the last filter."""
+    cdef Py_ssize_t cols = least(NR, s.K - panel * NR), q, n, stretch
+    if cols < NR:
+        memset(d, 0, rows * s.cols * NR * sizeof(real))
+    if not nchw:
+        dy += (row * s.cols * s.groups + g) * s.K + panel * NR
+        for q in range(rows * s.cols):
+            copy(d + q * NR, dy + q * s.groups * s.K, cols, 1)
+        return
+    while rows > 0:
+        n = row // s.rows
+        stretch = least(rows, (n + 1) * s.rows - row)  # rows of one picture
+        transpose(d, NR, dy + ((n * s.groups + g) * s.K + panel * NR) * s.Hd * s.Wd + row % s.rows * s.cols, s.Hd * s.Wd,
+                  cols, stretch * s.cols)
+        d += stretch * s.cols * NR
+        row, rows = row + stretch, rows - stretch
+
+
+cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bint nchw, Py_ssize_t g, Py_ssize_t row,
+                      Py_ssize_t rows, Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
+    """x[block][source row][source column][channel], padded with zeros; starts[r]: where row r of the strip begins."""
+    cdef Py_ssize_t step_h = s.stride_h // z.pack_h, r = 0, n, i, stretch, height, h, v, at = 0
+    while r < rows:
+        n, i = (row + r) // s.rows, (row + r) % s.rows
+        stretch = least(rows - r, s.rows - i)
+        height = (stretch - 1) * z.pack_h + z.height
+        for v in range(stretch):
+            starts[r + v] = x + (at + v * z.pack_h) * z.width * z.block
+        for v in range(height):
+            h = i * s.stride_h + s.dh[0] + v * step_h
+            pack_source_row(s, z, src, x + (at + v) * z.width * z.block, nchw, g, n, h, block, block_end)
+        at += height
+        r += stretch
+
+
+cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py_ssize_t g, Py_ssize_t n, Py_ssize_t h,
+                          Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
+    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, channels, c
+    cdef real *at
+    lo = least(z.width, ceil_div(most(0, -s.dw[0]), step))
+    hi = most(lo, least(z.width, ceil_div(most(0, s.Ws - s.dw[0]), step)))
+    if not 0 <= h < s.Hs:
+        lo = hi = z.width
+    for b in range(block, block_end):
+        channels = least(z.block, s.C - b * z.block)
+        memset(x, 0, lo * z.block * sizeof(real))
+        memset(x + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
+        if not nchw:
+            at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C + b * z.block
+            for v in range(lo, hi):
+                copy(x + v * z.block, at + v * step * s.groups * s.C, channels, 1)
+        else:
+            at = src + (((n * s.groups + g) * s.C + b * z.block) * s.Hs + h) * s.Ws + s.dw[0]
+            if step == 1:
+                transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
+            else:
+                for v in range(lo, hi):
+                    for c in range(channels):
+                        x[v * z.block + c] = at[c * s.Hs * s.Ws + v * step]
+        x += z.block_size
+
+
+cdef void write_weights(Shape *s, real *total, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, real *out, bint nchw,
+                        Py_ssize_t g, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+    """Adds the parts, each `size` after the one before, in order, and puts the sums where the layout wants them."""
+    cdef Py_ssize_t t, k, p, i
+    cdef real *row
+    for t in range(s.T):
+        for i in range(c, c_end):
+            row = total + (t * s.C + i) * ld
+            for p in range(1, parts):
+                for k in range(s.K):
+                    row[k] += row[p * size + k]
+            if not nchw:
+                copy(out + ((s.tap[t] * s.C + i) * s.groups + g) * s.K, row, s.K, 1)
+    if nchw:
+        for k in range(s.K):
+            for i in range(c, c_end):
+                for t in range(s.T):
+                    out[((g * s.K + k) * s.C + i) * s.window + s.tap[t]] = total[(t * s.C + i) * ld + k]
+
+
+# ---------------------------------------------------------------- the explicit im2col
+def im2col(Gather g, cnp.ndarray src, cnp.ndarray cols, int threads):
+    """cols, depth-last: (N, rows, cols, groups, T, C); depth-first: (N, groups, C, T, rows, cols)."""
+    if cnp.PyArray_TYPE(cols) == cnp.NPY_FLOAT32:
+        walk_cols[float](g, src, cols, threads, 0, NULL)
+    else:
+        walk_cols[double](g, src, cols, threads, 0, NULL)
+
+
+def col2im(Gather g, cnp.ndarray cols, cnp.ndarray src, int threads):
+    """The adjoint of `im2col`: adds every number back to where it came from. src must hold zeros."""
+    if cnp.PyArray_TYPE(cols) == cnp.NPY_FLOAT32:
+        walk_cols[float](g, src, cols, threads, 1, NULL)
+    else:
+        walk_cols[double](g, src, cols, threads, 1, NULL)
+
+
+cdef walk_cols(Gather self, cnp.ndarray src, cnp.ndarray cols, int threads, bint add, real *like):
+    cdef Shape *s = &self.s
+    cdef real *x = data(src, like)
+    cdef real *y = data(cols, like)
+    cdef Py_ssize_t units = s.N if not self.nchw else s.N * s.groups * s.C, i
+    cdef bint parallel = threads > 1 and cols.size > 40000
+    with nogil:
+        for i in prange(units, num_threads=threads, schedule="static", use_threads_if=parallel):
+            if self.nchw:
+                cols_of_plane(s, x + i * s.Hs * s.Ws, y + i * s.T * s.rows * s.cols, add)
+            else:
+                cols_of_picture(s, x + i * s.Hs * s.Ws * s.groups * s.C, y + i * s.rows * s.cols * s.groups * s.C * s.T, add)
+
+
+cdef void cols_of_plane(Shape *s, real *plane, real *cols, bint add) noexcept nogil:
+    cdef Py_ssize_t t, i, j, h, w
+    for t in range(s.T):
+        for i in range(s.rows):
+            h = i * s.stride_h + s.dh[t]
+            for j in range(s.cols):
+                w = j * s.stride_w + s.dw[t]
+                if 0 <= h < s.Hs and 0 <= w < s.Ws:
+                    if add:
+                        plane[h * s.Ws + w] += cols[j]
+                    else:
+                        cols[j] = plane[h * s.Ws + w]
+                elif not add:
+                    cols[j] = 0
+            cols += s.cols
+
+
+cdef void cols_of_picture(Shape *s, real *picture, real *cols, bint add) noexcept nogil:
+    cdef Py_ssize_t i, j, g, t, h, w, c
+    cdef real *at
+    for i in range(s.rows):
+        for j in range(s.cols):
+            for g in range(s.groups):
+                for t in range(s.T):
+                    h, w = i * s.stride_h + s.dh[t], j * s.stride_w + s.dw[t]
+                    at = picture + ((h * s.Ws + w) * s.groups + g) * s.C
+                    if not (0 <= h < s.Hs and 0 <= w < s.Ws):
+                        if not add:
+                            memset(cols, 0, s.C * sizeof(real))
+                    elif add:
+                        for c in range(s.C):
+                            at[c] += cols[c]
+                    else:
+                        copy(cols, at, s.C, 1)
+                    cols += s.C

@@ -98,3 +98,13 @@ static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL 
         }
     }
 }
+
+/* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
+static void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
+    if (src_step != 1) {
+        for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
+        return;
+    }
+    for (; n >= VL; n -= VL, dst += VL, src += VL) CAT(store)(dst, CAT(load)(src));
+    if (n > 0) CAT(store_part)(dst, CAT(load_part)(src, n), n);
+}

@@ -16,7 +16,7 @@ typedef struct {
 } CAT(epilogue);
 
 INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
-                           const REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
+                           REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
                            REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e) {
     VEC acc[MR][2];
     const ptrdiff_t last = cols - (nv - 1) * VL;
@@ -52,7 +52,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
 }
 
 #define TILE_ARGUMENTS \
-    ptrdiff_t runs, ptrdiff_t length, const REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
+    ptrdiff_t runs, ptrdiff_t length, REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
     REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
 #define DEFINE_TILE(m) \
     static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e); } \

@@ -1,0 +1,451 @@
+"""The public functions of convolution: check, plan, allocate, call.
+
+Every argument is checked before anything is written. What depends on shapes alone is checked and planned once and kept.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from fastconv import checks, geometry, runtime
+from fastconv._kernels import memory
+from fastconv.geometry import Padding, Size, Window
+from fastconv.planning import DIRECTIONS, Plan, Problem, plan
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+
+LAYOUTS = ("NHWC", "NCHW")
+METHODS = ("auto", "direct", "im2col", "winograd")
+
+
+# ---------------------------------------------------------------- what depends on shapes alone
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _filters(where: str, w_shape: Shape, layout: str) -> tuple[int, int, int, int]:
+    """(F_h, F_w, D1//groups, K) of weights in either layout."""
+    Fh, Fw, D, K = w_shape if layout == "NHWC" else (*w_shape[2:], w_shape[1], w_shape[0])
+    if min(Fh, Fw) < 1:
+        raise checks.value_error(where, "w has an empty window", "F of at least 1 x 1", f"w of shape {w_shape}")
+    return Fh, Fw, D, K
+
+
+def _volume(shape: Shape, layout: str) -> tuple[int, int, int, int]:
+    """(N, H1, W1, D1) of a volume in either layout."""
+    return shape if layout == "NHWC" else (shape[0], *shape[2:], shape[1])  # type: ignore[return-value]
+
+
+def _arrange(N: int, size: tuple[int, int], D: int, layout: str) -> Shape:
+    return (N, *size, D) if layout == "NHWC" else (N, D, *size)
+
+
+def _match_depths(where: str, D1: int, w_shape: Shape, layout: str, groups: int) -> None:
+    """The weights' depth times groups is the volume's, and groups divide the filters."""
+    Fh, Fw, D, K = _filters(where, w_shape, layout)
+    if K % groups:
+        raise geometry.GeometryError(
+            checks.message(where, f"groups={groups} does not divide the {K} filters of w", "a divisor", groups)
+        )
+    if D * groups != D1:
+        if D1 % groups:
+            raise geometry.GeometryError(
+                checks.message(where, f"groups={groups} does not divide the depth {D1} of x", "a divisor", groups)
+            )
+        right = (Fh, Fw, D1 // groups, K) if layout == "NHWC" else (K, D1 // groups, Fh, Fw)
+        what = f"w has depth {D} but x has depth {D1} (groups={groups})"
+        raise checks.value_error(where, what, f"w of shape {right}", w_shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _prepare(
+    where: str, direction: str, x_shape: Shape, w_shape: Shape, S: Size, P: Padding, dilation: Size, groups: int,
+    layout: str, method: str, dtype: str, isa: str, precision: str,
+) -> tuple[Plan, Shape]:  # fmt: skip
+    """Check all that shapes and options say; return the plan and the shape of y."""
+    checks.choice(where, "layout", layout, LAYOUTS)
+    checks.choice(where, "method", method, METHODS)
+    groups = checks.count(where, "groups", groups)
+    N, H1, W1, D1 = _volume(x_shape, layout)
+    _match_depths(where, D1, w_shape, layout, groups)
+    Fh, Fw, _, K = _filters(where, w_shape, layout)
+    window = geometry.window(where, H1, W1, (Fh, Fw), S, P, dilation)
+    problem = Problem(direction, N, H1, W1, D1, K, window, groups, layout == "NCHW", dtype)
+    return plan(problem, method, isa, precision), _arrange(N, window.size, K, layout)
+
+
+def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
+    """`_prepare` with the settings in force; options are (S, P, dilation, groups, layout, method)."""
+    settings = (dtype.char, runtime.isa(), runtime.get_precision())
+    try:
+        return _prepare(where, direction, x_shape, w_shape, *options, *settings)
+    except TypeError:  # a list among the options, or a mistake, which the second try names
+        return _prepare.__wrapped__(where, direction, x_shape, w_shape, *_hashable(options), *settings)
+
+
+# ---------------------------------------------------------------- what depends on the arrays
+def _given_shape(where: str, name: str, shape: Any) -> Shape:
+    """A shape that the caller wrote down: four counts."""
+    if not isinstance(shape, (tuple, list)):
+        raise checks.type_error(where, f"{name} must be a shape", "a tuple of four ints", type(shape).__name__)
+    if len(shape) != 4:
+        raise checks.value_error(where, f"{name} must have four entries", "a tuple of four ints", shape)
+    if type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape):
+        return shape
+    return tuple(checks.count(where, f"{name}[{i}]", n, 0) for i, n in enumerate(shape))
+
+
+def _dense(a: Array) -> Array:
+    """The array itself if it is C-contiguous and aligned, else a copy that is."""
+    flags = a.flags
+    return a if flags.c_contiguous and flags.aligned else np.array(a, order="C")
+
+
+def _bias(where: str, b: Any, K: int, x: Array) -> Array | None:
+    if b is None:
+        return None
+    checks.array(where, "b", b, 1)
+    checks.same_dtype(where, ("x", x), ("b", b))
+    checks.shape(where, "b", b, (K,), f"has {len(b)} biases for {K} filters")
+    return _dense(b)
+
+
+def _result(where: str, out: Array | None, shape: Shape, dtype: np.dtype, *inputs: tuple[str, Array | None]) -> tuple[Array, Array]:
+    """(what the caller gets, what the kernel writes): the same array where `out` is plain memory."""
+    if out is None:
+        made = memory.empty(shape, dtype)
+        return made, made
+    checks.out(where, out, shape, dtype, *inputs)
+    if out.flags.c_contiguous and out.flags.aligned:
+        return out, out
+    return out, memory.empty(shape, dtype)
+
+
+def _finish(out: Array, written: Array) -> Array:
+    if written is not out:
+        out[...] = written
+    return out
+
+
+def conv2d(
+    x: Array, w: Array, b: Array | None = None, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, groups: int = 1,
+    layout: str = "NHWC", method: str = "auto", activation: str | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Cross-correlation, as in the lecture and in every framework: w'x + b at every place of the window.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, H1, W1, D1), or (N, D1, H1, W1) in layout "NCHW"
+        float32 or float64, any strides; what is not C-contiguous costs a copy.
+    w : ndarray of shape (F, F, D1 // groups, K), or (K, D1 // groups, F, F) in layout "NCHW"
+        The filters; the window need not be square.
+    b : ndarray of shape (K,), optional
+        A bias for each filter.
+    S : int or (height, width)
+        Stride.
+    P : int, (height, width), ((top, bottom), (left, right)), "same" or "valid"
+        Zero padding. "same" keeps the size at S=1; an even F has the odd cell at the bottom and right.
+    dilation : int or (height, width)
+        Distance between the taps of a filter.
+    groups : int
+        Depth and filters fall into so many groups that do not see each other.
+    layout : {"NHWC", "NCHW"}
+        Order of the axes; both are computed as they lie.
+    method : {"auto", "direct", "im2col", "winograd"}
+        "direct" and "im2col" are exact to rounding; `explain` tells what "auto" takes.
+    activation : {None, "relu"}
+        Applied to the result before it is written.
+    out : ndarray, optional
+        Where to write the result: its shape and dtype, no memory shared with the inputs.
+
+    Returns
+    -------
+    y : ndarray of shape (N, H2, W2, K), or (N, K, H2, W2)
+        With H2 = floor((H1 - dilation*(F - 1) - 1 + 2P)/S) + 1, and W2 likewise.
+
+    Raises
+    ------
+    ValueError
+        If shapes or values do not fit (`GeometryError` where the arithmetic says no).
+    TypeError
+        If an argument has the wrong type, or the arrays more than one dtype.
+
+    Notes
+    -----
+    y[n,i,j,k] = b[k] + sum over r,s,c of x[n, i*S + r*dilation - P, j*S + s*dilation - P, c] * w[r,s,c,k].
+    A pixel's bits depend neither on the threads nor on the other pictures of the batch.
+
+    Examples
+    --------
+    Ten 5x5 filters over a 32x32x3 volume, as in the lecture:
+
+    >>> import numpy as np, fastconv as fc
+    >>> x = np.ones((1, 32, 32, 3), np.float32)
+    >>> w = np.ones((5, 5, 3, 10), np.float32)
+    >>> y = fc.conv2d(x, w, P=2)
+    >>> y.shape, float(y[0, 16, 16, 0]), float(y[0, 0, 0, 0])
+    ((1, 32, 32, 10), 75.0, 27.0)
+    """
+    checks.array("conv2d", "x", x, 4)
+    checks.array("conv2d", "w", w, 4)
+    checks.same_dtype("conv2d", ("x", x), ("w", w))
+    if activation is not None:
+        checks.choice("conv2d", "activation", activation, ("relu",))
+    how, shape = _prepared("conv2d", "fwd", x.shape, w.shape, x.dtype, (S, P, dilation, groups, layout, method))
+    bias = _bias("conv2d", b, w.shape[3 if layout == "NHWC" else 0], x)
+    y, written = _result("conv2d", out, shape, x.dtype, ("x", x), ("w", w), ("b", b))
+    if written.size:
+        how.run(_dense(x), _dense(w), bias, written, activation is not None, runtime.get_num_threads())
+    return _finish(y, written)
+
+
+def conv2d_grad_x(
+    dy: Array, w: Array, x_shape: Shape, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, groups: int = 1,
+    layout: str = "NHWC", method: str = "auto", out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Gradient by x of ``sum(dy * conv2d(x, w))``, the adjoint of `conv2d` in x.
+
+    Parameters
+    ----------
+    dy : ndarray of shape (N, H2, W2, K), or (N, K, H2, W2) in layout "NCHW"
+    w : ndarray of shape (F, F, D1 // groups, K), or (K, D1 // groups, F, F)
+    x_shape : tuple of int
+        Shape of x, which a stride that drops pixels leaves open.
+    S, P, dilation, groups, layout, method, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    dx : ndarray of shape x_shape
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Notes
+    -----
+    A stride above 1 makes S*S small convolutions of stride 1, one for each phase of dx: no product with zeros.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> w = np.ones((3, 3, 1, 1), np.float32)
+    >>> dx = fc.conv2d_grad_x(np.ones((1, 3, 3, 1), np.float32), w, (1, 7, 7, 1), S=2)
+    >>> dx[0, :, :, 0].astype(int)[:3]
+    array([[1, 1, 2, 1, 2, 1, 1],
+           [1, 1, 2, 1, 2, 1, 1],
+           [2, 2, 4, 2, 4, 2, 2]])
+    """
+    checks.array("conv2d_grad_x", "dy", dy, 4)
+    checks.array("conv2d_grad_x", "w", w, 4)
+    checks.same_dtype("conv2d_grad_x", ("dy", dy), ("w", w))
+    x_shape = _given_shape("conv2d_grad_x", "x_shape", x_shape)
+    options = (S, P, dilation, groups, layout, method)
+    how, shape = _prepared("conv2d_grad_x", "grad_x", x_shape, w.shape, dy.dtype, options)
+    checks.shape("conv2d_grad_x", "dy", dy, shape, "is not the shape of conv2d's result")
+    dx, written = _result("conv2d_grad_x", out, x_shape, dy.dtype, ("dy", dy), ("w", w))
+    if written.size:
+        how.run(_dense(dy), _dense(w), None, written, False, runtime.get_num_threads())
+    return _finish(dx, written)
+
+
+def conv2d_grad_w(
+    dy: Array, x: Array, w_shape: Shape, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, groups: int = 1,
+    layout: str = "NHWC", method: str = "auto", out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Gradient by w of ``sum(dy * conv2d(x, w))``, the adjoint of `conv2d` in w.
+
+    Parameters
+    ----------
+    dy : ndarray of shape (N, H2, W2, K), or (N, K, H2, W2) in layout "NCHW"
+    x : ndarray of shape (N, H1, W1, D1), or (N, D1, H1, W1)
+    w_shape : tuple of int
+        (F, F, D1 // groups, K), or (K, D1 // groups, F, F).
+    S, P, dilation, groups, layout, method, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    dw : ndarray of shape w_shape
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> x, dy = np.ones((2, 5, 5, 1), np.float32), np.ones((2, 5, 5, 1), np.float32)
+    >>> fc.conv2d_grad_w(dy, x, (3, 3, 1, 1), P=1)[:, :, 0, 0].astype(int)
+    array([[32, 40, 32],
+           [40, 50, 40],
+           [32, 40, 32]])
+    """
+    checks.array("conv2d_grad_w", "dy", dy, 4)
+    checks.array("conv2d_grad_w", "x", x, 4)
+    checks.same_dtype("conv2d_grad_w", ("dy", dy), ("x", x))
+    w_shape = _given_shape("conv2d_grad_w", "w_shape", w_shape)
+    options = (S, P, dilation, groups, layout, method)
+    how, shape = _prepared("conv2d_grad_w", "grad_w", x.shape, w_shape, x.dtype, options)
+    checks.shape("conv2d_grad_w", "dy", dy, shape, "is not the shape of conv2d's result")
+    dw, written = _result("conv2d_grad_w", out, w_shape, x.dtype, ("dy", dy), ("x", x))
+    if written.size and dy.size:
+        how.run(_dense(dy), _dense(x), None, written, False, runtime.get_num_threads())
+    else:
+        written[...] = 0
+    return _finish(dw, written)
+
+
+def conv2d_backward(
+    dy: Array, x: Array, w: Array, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, groups: int = 1,
+    layout: str = "NHWC", method: str = "auto", needs: tuple[str, ...] = ("x", "w", "b"),
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """All gradients of ``sum(dy * conv2d(x, w, b))`` that are needed: (dx, dw, db).
+
+    Parameters
+    ----------
+    dy, x, w : ndarray
+        As in `conv2d_grad_x` and `conv2d_grad_w`.
+    S, P, dilation, groups, layout, method
+        As in `conv2d`.
+    needs : sequence of "x", "w" and "b"
+        What is not in it comes back as None and costs nothing.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        Of the shapes of x, of w and (K,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> x, w = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 5), np.float32)
+    >>> dx, dw, db = fc.conv2d_backward(fc.conv2d(x, w), x, w, needs=("w", "b"))
+    >>> dx is None, dw.shape, db.shape
+    (True, (3, 3, 2, 5), (5,))
+    """
+    where = "conv2d_backward"
+    if isinstance(needs, str) or not all(isinstance(n, str) for n in needs):
+        raise checks.type_error(where, "needs must be a sequence of names", '("x", "w", "b") or fewer', repr(needs))
+    for name in needs:
+        checks.choice(where, "needs", name, ("x", "w", "b"))
+    for name, a in (("dy", dy), ("x", x), ("w", w)):
+        checks.array(where, name, a, 4)
+    checks.same_dtype(where, ("dy", dy), ("x", x), ("w", w))
+    options = (S, P, dilation, groups, layout, method)
+    _, shape = _prepared(where, "grad_w", x.shape, w.shape, x.dtype, options)
+    checks.shape(where, "dy", dy, shape, "is not the shape of conv2d's result")
+    given = {"S": S, "P": P, "dilation": dilation, "groups": groups, "layout": layout, "method": method}
+    dy = _dense(dy)
+    dx = conv2d_grad_x(dy, w, x.shape, **given) if "x" in needs else None  # type: ignore[arg-type]
+    dw = conv2d_grad_w(dy, x, w.shape, **given) if "w" in needs else None  # type: ignore[arg-type]
+    return dx, dw, bias_gradient(dy, layout) if "b" in needs else None
+
+
+def bias_gradient(dy: Array, layout: str = "NHWC", out: Array | None = None) -> Array:
+    """Sum of dy over pictures and pixels, (K,); added in float64."""
+    axes = (0, 1, 2) if layout == "NHWC" else (0, 2, 3)
+    total = dy.sum(axis=axes, dtype=np.float64)
+    if out is None:
+        return total.astype(dy.dtype)
+    out[...] = total
+    return out
+
+
+def conv_transpose2d(
+    x: Array, w: Array, b: Array | None = None, *, S: Size = 1, P: Padding = 0, output_padding: Size = 0,
+    dilation: Size = 1, groups: int = 1, layout: str = "NHWC",
+) -> Array:  # fmt: skip
+    """Transposed convolution: the gradient by its picture of the convolution with the same w, as a layer of its own.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, H1, W1, D1), or (N, D1, H1, W1) in layout "NCHW"
+    w : ndarray of shape (F, F, K // groups, D1), or (D1, K // groups, F, F)
+        The weights of the convolution whose `conv2d_grad_x` this is, from depth K to depth D1 (PyTorch's convention).
+    b : ndarray of shape (K,), optional
+    S, P, dilation, groups, layout
+        Those of that convolution.
+    output_padding : int or (height, width)
+        From 0 to S - 1: which of the S sizes that the convolution maps to H1 x W1 is meant.
+
+    Returns
+    -------
+    y : ndarray of shape (N, H2, W2, K), or (N, K, H2, W2)
+        With H2 = (H1 - 1)*S - 2P + dilation*(F - 1) + output_padding + 1, and W2 likewise.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> y = fc.conv_transpose2d(np.ones((1, 2, 2, 3), np.float32), np.ones((2, 2, 8, 3), np.float32), S=2)
+    >>> y.shape, float(y[0, 0, 0, 0])
+    ((1, 4, 4, 8), 3.0)
+    """
+    where = "conv_transpose2d"
+    checks.array(where, "x", x, 4)
+    checks.array(where, "w", w, 4)
+    checks.same_dtype(where, ("x", x), ("w", w))
+    checks.choice(where, "layout", layout, LAYOUTS)
+    groups = checks.count(where, "groups", groups)
+    N, H1, W1, D1 = _volume(x.shape, layout)
+    Fh, Fw, k, D = _filters(where, w.shape, layout)
+    if D != D1 or D1 % groups:
+        rule = f"w is for depth {D} and x has depth {D1}" if D != D1 else f"groups={groups} does not divide the depth {D1}"
+        raise checks.value_error(where, rule, f"a w for depth {D1} and groups that divide it", w.shape)
+    size = geometry.transposed(where, H1, W1, (Fh, Fw), S, P, output_padding, dilation).size
+    y_shape = _arrange(N, size, k * groups, layout)
+    how, _ = _prepared(where, "grad_x", y_shape, w.shape, x.dtype, (S, P, dilation, groups, layout, "auto"))
+    bias = _bias(where, b, k * groups, x)
+    y = memory.empty(y_shape, x.dtype)
+    if y.size:
+        how.run(_dense(x), _dense(w), bias, y, False, runtime.get_num_threads())
+    return y
+
+
+def explain(
+    x_shape: Shape, w_shape: Shape, *, direction: str = "fwd", S: Size = 1, P: Padding = 0, dilation: Size = 1,
+    groups: int = 1, layout: str = "NHWC", method: str = "auto", dtype: str = "float32",
+) -> Plan:  # fmt: skip
+    """Say how a call would be done, and why.
+
+    Parameters
+    ----------
+    x_shape, w_shape : tuple of int
+        Shapes of x and w; every direction has those of its forward convolution.
+    direction : {"fwd", "grad_x", "grad_w"}
+    S, P, dilation, groups, layout, method
+        As in `conv2d`.
+    dtype : {"float32", "float64"}
+
+    Returns
+    -------
+    Plan
+        With ``.method .isa .threads .flops .workspace_bytes .copies .reason`` and a readable ``str()``.
+    """
+    checks.choice("explain", "direction", direction, DIRECTIONS)
+    kind = np.dtype(checks.choice("explain", "dtype", dtype, ("float32", "float64")))
+    x_shape, w_shape = _given_shape("explain", "x_shape", x_shape), _given_shape("explain", "w_shape", w_shape)
+    how, _ = _prepared("explain", direction, x_shape, w_shape, kind, (S, P, dilation, groups, layout, method))
+    return how
+
+
+def _cols_problem(where: str, x_shape: Shape, F: Size, S: Size, P: Padding, dilation: Size, layout: str) -> tuple[Any, Shape]:
+    checks.choice(where, "layout", layout, LAYOUTS)
+    N, H1, W1, D1 = _volume(x_shape, layout)
+    window: Window = geometry.window(where, H1, W1, F, S, P, dilation)
+    return Problem("fwd", N, H1, W1, D1, 1, window, 1, False, "f"), (N * math.prod(window.size), math.prod(window.F) * D1)

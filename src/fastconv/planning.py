@@ -1,0 +1,197 @@
+"""Which method a call takes, and why; `explain` tells.
+
+A `Problem` is a convolution with all its numbers normalised. `plan` chooses the first method of `METHODS` that can do the job
+and wants it, or checks the one that the caller named, and returns a `Plan` that runs it. Plans are kept: a second call of the
+same shapes plans nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import _kernels, checks, runtime
+from fastconv.geometry import Pair, Window
+
+DIRECTIONS = ("fwd", "grad_x", "grad_w")
+
+
+class Problem(NamedTuple):
+    """One direction of a convolution of N pictures of H1 x W1 x D1 with K filters."""
+
+    direction: str
+    N: int
+    H1: int
+    W1: int
+    D1: int
+    K: int
+    window: Window
+    groups: int
+    nchw: bool
+    dtype: str
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of direct convolution, 2 for each product; the same in all directions."""
+        (H2, W2), (Fh, Fw) = self.window.size, self.window.F
+        return 2 * self.N * H2 * W2 * self.K * (self.D1 // self.groups) * Fh * Fw
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every pixel stands alone, so that the picture may be taken as one long row."""
+        w = self.window
+        return w.F == (1, 1) and w.S == (1, 1) and w.pads == ((0, 0), (0, 0))
+
+
+# ---------------------------------------------------------------- gathers: see _kernels/conv.pyx
+def _taps(window: Window) -> np.ndarray:
+    """(vertical offset, horizontal offset, index) of each tap from the place where the window lies."""
+    (Fh, Fw), (dh, dw), ((top, _), (left, _)) = window.F, window.dilation, window.pads
+    return np.array([(r * dh - top, s * dw - left, r * Fw + s) for r in range(Fh) for s in range(Fw)], np.intp).T.copy()
+
+
+def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
+    """N, (H1, W1) and (H2, W2); where every pixel stands alone, the same pixels in longer rows."""
+    if not p.pointwise:
+        return p.N, (p.H1, p.W1), p.window.size
+    pixels = p.H1 * p.W1
+    if p.direction == "grad_w" and pixels > 512:  # whose strips are made of whole rows
+        N, size = (p.N, (p.H1, p.W1)) if p.nchw else (1, (p.N * p.H1, p.W1))
+    elif p.nchw:
+        N, size = p.N, (1, pixels)
+    else:
+        N, size = 1, (p.N, pixels)
+    return N, size, size
+
+
+def forward_gather(p: Problem, one_run: bool = True) -> Any:
+    """The gather of a forward convolution; `one_run` lets few channels be read a window row at a time."""
+    N, source, target = _sizes(p)
+    (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
+    few = one_run and p.groups == 1 and D < 8 and Fw > 1 and p.window.dilation[1] == 1
+    return _kernels.kernel("conv").Gather(
+        (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), _taps(p.window), Fh * Fw,
+        Fw if few and not p.nchw else 0, p.nchw, False,
+    )  # fmt: skip
+
+
+def _phase(size: int, S: int, F: int, dilation: int, before: int, phase: int) -> tuple[int, list[Pair]]:
+    """Pixels of dx at `phase` modulo S, and the taps r that meet them, with the offset of the dy pixel that each reads."""
+    taps = [(r, (phase + before - r * dilation) // S) for r in range(F) if (phase + before - r * dilation) % S == 0]
+    return -(-(size - phase) // S), taps
+
+
+def gradient_gathers(p: Problem) -> list[Any]:
+    """The gathers of grad_x: x pixel i*S + phase gets, from each tap r that meets it, dy pixel i + (phase + P - r*dilation)/S."""
+    N, target, source = _sizes(p)
+    (Fh, Fw), (Sh, Sw), ((top, _), (left, _)), (dh, dw) = p.window.F, p.window.S, p.window.pads, p.window.dilation
+    gathers = []
+    for a in range(min(Sh, target[0])):
+        rows, vertical = _phase(target[0], Sh, Fh, dh, top, a)
+        for b in range(min(Sw, target[1])):
+            cols, horizontal = _phase(target[1], Sw, Fw, dw, left, b)
+            taps = [(h, w, r * Fw + s) for r, h in vertical for s, w in horizontal]
+            gathers.append(_kernels.kernel("conv").Gather(
+                (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target), (rows, cols, a, b, Sh, Sw, 1, 1),
+                np.array(taps, np.intp).reshape(-1, 3).T.copy(), Fh * Fw, 0, p.nchw, True,
+            ))  # fmt: skip
+    return gathers
+
+
+# ---------------------------------------------------------------- methods: each returns run(a, b, bias, out, relu, threads)
+Run = Callable[..., None]
+
+
+def _direct(p: Problem) -> Run:
+    if p.direction == "grad_w":
+        gradient = weight_gradient(p, forward_gather(p, one_run=False))
+        return lambda dy, x, bias, dw, relu, threads: gradient.run(x, dy, dw, threads)
+    gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
+
+    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
+        for gather in gathers:
+            gather.run(src, w, bias, dst, relu, threads)
+
+    return gathers[0].run if len(gathers) == 1 else run
+
+
+def weight_gradient(p: Problem, gather: Any) -> Any:
+    """grad_w of `gather`, cut by the problem's numbers alone: into filters while a cut is wide, else into parts of the pixels."""
+    (H2, W2), K = p.window.size, p.K // p.groups
+    panel = 128 // np.dtype(p.dtype).itemsize
+    cuts = max(1, min(-(-K // panel), 8, K // (2 * panel)))
+    weights = p.window.F[0] * p.window.F[1] * p.D1 * K
+    enough = max(1, 8 // (cuts * p.groups))
+    parts = max(1, min(enough, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
+    return _kernels.kernel("conv").WeightGradient(gather, parts, cuts)
+
+
+def _im2col(p: Problem) -> Run:
+    conv, gather = _kernels.kernel("conv"), forward_gather(p, one_run=False)
+    (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
+    shape = (p.N, p.groups, D, taps, H2, W2) if p.nchw else (p.N, H2, W2, p.groups, taps, D)
+    one = Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    product = _direct(p._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
+
+    def run(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, relu: bool, threads: int) -> None:
+        cols = _kernels.memory.empty(shape, p.dtype)
+        if p.direction != "grad_x":
+            conv.im2col(gather, a if p.direction == "fwd" else b, cols, threads)
+        if p.direction == "fwd":
+            product(cols, b, bias, out, relu, threads)
+        elif p.direction == "grad_w":
+            product(a, cols, None, out, False, threads)
+        else:
+            product(a, b, None, cols, False, threads)
+            out[...] = 0 if bias is None else bias.reshape(-1, 1, 1) if p.nchw else bias
+            conv.col2im(gather, cols, out, threads)
+            if relu:
+                np.maximum(out, 0, out=out)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is done. ``str(plan)`` reads well."""
+
+    method: str
+    reason: str
+    isa: str
+    flops: int
+    run: Run = field(repr=False)
+
+
+class Method(NamedTuple):
+    """A way to convolve: whether it can do a problem (None, or why not) and whether "auto" wants it (None, or why)."""
+
+    name: str
+    refuses: Callable[[Problem], str | None]
+    wanted: Callable[[Problem], str | None]
+    make: Callable[[Problem], Run]
+
+
+METHODS = (
+    Method("direct", lambda p: None, lambda p: "the register tile reads the picture through pointers", _direct),
+    Method("im2col", lambda p: None, lambda p: None, _im2col),
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(p: Problem, method: str, isa: str, precision: str) -> Plan:
+    """The plan of `p` by `method` on a level of instructions; raises ValueError where a named method cannot do it."""
+    able = [m for m in METHODS if m.refuses(p) is None]
+    for m in METHODS:
+        if m.name == method:
+            why = m.refuses(p)
+            if why:
+                names = ", ".join(repr(a.name) for a in able)
+                raise checks.value_error("conv2d", f"method={method!r} cannot do this: {why}", f"one of {names}", repr(method))
+            return Plan(m.name, "it was asked for", isa, p.flops, m.make(p))
+    for m in able:
+        reason = m.wanted(p)
+        if reason:
+            return Plan(m.name, reason, isa, p.flops, m.make(p))
+    raise AssertionError("direct convolution does everything")
