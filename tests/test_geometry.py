@@ -248,7 +248,8 @@ def test_values_out_of_range(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [(n, v) for n in ("W1", "H1", "D1", "K", "F", "S", "P", "dilation", "groups") for v in (True, 1.0, None)]
-    + [("K", np.array(1)), ("F", "3"), ("F", (3, True)), ("S", np.array([1, 1])), ("P", ((1, 1.0), (1, 1))), ("fit", None), ("bias", 1)],
+    + [("K", np.array(1)), ("F", "3"), ("F", (3, True)), ("S", np.array([1, 1])), ("P", ((1, 1.0), (1, 1))),
+       ("fit", None), ("bias", 1)],
 )
 def test_types(name, value):
     with pytest.raises(TypeError, match=rf"^ConvGeometry: {name} .*; expected .*, got "):
