@@ -118,7 +118,7 @@ class Flip:
 class Warp:
     """Turns, scales, slants, shifts and bends every image a little, by amounts drawn anew for each; edges come in as 0.
 
-    Pixel p of the new image is taken, by bilinear interpolation, from the place c + M (p - c) + s + u(p) of the old one:
+    Pixel p of the new image is taken, by bilinear interpolation, from the place c + M (p - c) + s + u(p) of the old:
     c is the centre, M a rotation times a slant times a scaling, s the shift, and u a smooth displacement, the sum of
     cubic B-splines on a coarse grid with normal coefficients (Simard, Steinkraus and Platt 2003 smooth noise instead).
 

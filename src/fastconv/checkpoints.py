@@ -1,8 +1,8 @@
 """Checkpoints: a tree of arrays and plain values in one safetensors file, written so that a crash never costs the last.
 
 The arrays are the file's tensors, named by their place in the tree ("model/0.w"); all else stands as JSON in its
-header, with a checksum. A file is written beside its name, brought to the disk, and put in place by one rename: at every
-moment there is a whole file under the name, the old one or the new one.
+header, with a checksum. A file is written beside its name, brought to the disk, and put in place by one rename: at
+every moment there is a whole file under the name, the old one or the new one.
 """
 
 from __future__ import annotations
