@@ -467,7 +467,7 @@ def ours(name, a, rho, b2, lr, eps, wd, steps=200):
 @pytest.mark.parametrize("wd", [0.0, 0.05])
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "adagrad", "rmsprop", "rmsprop nesterov", "adam", "adamw"])
 def test_optimizers_are_the_slides(name, wd):
-    # At lr=0.01 RMSProp is chaotic near the minimum: the textbook's own result moves by 1e-7 for a gradient off by 1e-15.
+    # At lr=0.01 RMSProp is chaotic near the minimum: a gradient off by 1e-15 moves the textbook's own result by 1e-7.
     settings = {"a": 0.8, "rho": 0.9, "b2": 0.99, "lr": 0.003, "eps": 1e-7, "wd": wd}
     theta = slide(name, **settings)
     assert np.abs(theta - [0.7, -0.4]).max() > 0.05

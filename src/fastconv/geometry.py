@@ -191,9 +191,8 @@ class _Geometry:
     H1: int
     D1: int
     F: Size
-    S: Size
+    S: Size | None
     P: Padding
-    dilation: Size
     fit: str
     window: Window
 
@@ -240,7 +239,8 @@ class _Geometry:
         return sums[:1] if sums[0] == sums[1] else sums
 
     def _first_line(self, filters: str, depth: int) -> str:
-        step = f"S={self.S}, P={self.P}" + (f", dilation={self.dilation}" if self.window.dilation != (1, 1) else "")
+        dilation = _shortest(self.window.dilation)
+        step = f"S={self.S}, P={self.P}" + (f", dilation={dilation}" if dilation != 1 else "")
         return f"{self.W1}x{self.H1}x{self.D1} -> {self.W2}x{self.H2}x{depth}: {filters}, {step}"
 
     def _sum_lines(self) -> list[str]:
@@ -406,7 +406,6 @@ class PoolGeometry(_Geometry):
     window: Window = field(init=False, repr=False, compare=False)
 
     n_weights = n_biases = n_params = 0
-    dilation = 1
 
     def __post_init__(self) -> None:
         if self.S is None:

@@ -223,9 +223,10 @@ def max_pool2d_grad(dy: Array, index: Array, x_shape: Shape, *, layout: str = "N
     dy, index = _nhwc(dy, layout), _nhwc(index, layout)
     N, H1, W1, D1 = _volume(x_shape, layout)
     dx = np.zeros((N, H1 * W1, D1), dy.dtype)
-    n, _, _, d = np.indices(dy.shape, sparse=True)
-    n, d, real = np.broadcast_to(n, dy.shape), np.broadcast_to(d, dy.shape), index >= 0
-    np.add.at(dx, (n[real], index[real], d[real]), dy[real])
+    picture = np.broadcast_to(np.arange(N)[:, None, None, None], dy.shape)
+    channel = np.broadcast_to(np.arange(D1), dy.shape)
+    real = index >= 0
+    np.add.at(dx, (picture[real], index[real], channel[real]), dy[real])
     return _from_nhwc(dx.reshape(N, H1, W1, D1), layout)
 
 
