@@ -153,6 +153,36 @@ def _im2col(p: Problem) -> Run:
     return run
 
 
+def winograd_tile(p: Problem) -> tuple[int, int]:
+    """(m, r): results and filter a side."""
+    r = p.window.F[0]
+    return (4 if r == 3 else 2), r
+
+
+def _winograd_refuses(p: Problem) -> str | None:
+    w = p.window
+    if w.F not in ((3, 3), (5, 5)):
+        return f"it has transforms for 3x3 and 5x5 windows, not {w.F[1]}x{w.F[0]}"
+    if w.S != (1, 1) or w.dilation != (1, 1):
+        return f"it needs S=1 and dilation=1, not S={w.S} and dilation={w.dilation}"
+    return None
+
+
+def _winograd(p: Problem) -> Run:
+    kernels, (Fh, Fw), ((top, _), (left, _)), (H2, W2) = _kernels.kernel("winograd"), p.window.F, p.window.pads, p.window.size
+    D, K, tile = p.D1 // p.groups, p.K // p.groups, winograd_tile(p)
+    if p.direction == "grad_x":
+        sizes = (p.N, p.groups, K, D, H2, W2, p.H1, p.W1)
+        return kernels.Winograd(sizes, tile, top - Fh + 1, left - Fw + 1, p.nchw, True).run
+    forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, -top, -left, p.nchw, False)
+    if p.direction == "fwd":
+        return forward.run
+    tiles, corners = p.N * -(-H2 // tile[0]) * -(-W2 // tile[0]), -(-D // 64) * -(-K // 64) * p.groups
+    parts = max(1, min(8 // corners, tiles // 64))
+    gradient = kernels.WeightGradient(forward, parts)
+    return lambda dy, x, bias, dw, relu, threads: gradient.run(x, dy, dw, threads)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a call is done. ``str(plan)`` reads well."""
@@ -174,6 +204,7 @@ class Method(NamedTuple):
 
 
 METHODS = (
+    Method("winograd", _winograd_refuses, lambda p: "fewer products", _winograd),
     Method("direct", lambda p: None, lambda p: "the register tile reads the picture through pointers", _direct),
     Method("im2col", lambda p: None, lambda p: None, _im2col),
 )

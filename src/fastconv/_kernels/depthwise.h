@@ -19,6 +19,15 @@
 #define ODD_16 ODD_8, 17, 19, 21, 23, 25, 27, 29, 31
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
+#define DW_WIDEST 7
+#define DW_KINDS 6
+
+/* The run that suits `width` neighbouring taps at this step; 0 if none does but that of single taps. */
+static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
+    if (step == 2) return width == 3 ? 5 : 0;
+    if (step != 1) return 0;
+    return width == 2 ? 1 : width == 3 ? 2 : width == 5 ? 3 : width == 7 ? 4 : 0;
+}
 
 #define REAL float
 #define SUFFIX _f32
@@ -50,52 +59,161 @@
 #endif
 #else
 
-/* y[m * y_step + c] = bias[c] + sum over taps of w[t][c] * x[t][m * x_step + c]   for m < columns and one vector of c;
- * with `one_weight` the weight of a tap and the bias are one number each for all c. */
-INLINE void CAT(dw_block)(const int columns, const int one_weight, ptrdiff_t left, ptrdiff_t taps,
-                          const REAL *const *x, const REAL *const *w, ptrdiff_t c, ptrdiff_t x_step,
-                          REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
-    VEC acc[DW_MOST], start = CAT(splat)(0);
-    if (bias) start = one_weight ? CAT(splat)(*bias) : CAT(load_part)(bias + c, left);
+/* The first `left` numbers, zeros after them: as load_part and store_part, without a loop on AVX2. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+INLINE __m256i CAT(dw_mask)(ptrdiff_t left) {
+    if (sizeof(REAL) == 4)
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(left), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+INLINE VEC CAT(dw_load)(const REAL *p, ptrdiff_t left) {
+    if (left >= VL) return CAT(load)(p);
+    if (sizeof(REAL) == 4) return (VEC)_mm256_maskload_ps((const float *)p, CAT(dw_mask)(left));
+    return (VEC)_mm256_maskload_pd((const double *)p, CAT(dw_mask)(left));
+}
+INLINE void CAT(dw_store)(REAL *p, VEC v, ptrdiff_t left) {
+    if (left >= VL) CAT(store)(p, v);
+    else if (sizeof(REAL) == 4) _mm256_maskstore_ps((float *)p, CAT(dw_mask)(left), (__m256)v);
+    else _mm256_maskstore_pd((double *)p, CAT(dw_mask)(left), (__m256d)v);
+}
+#else
+INLINE VEC CAT(dw_load)(const REAL *p, ptrdiff_t left) { return CAT(load_part)(p, left); }
+INLINE void CAT(dw_store)(REAL *p, VEC v, ptrdiff_t left) { CAT(store_part)(p, v, left); }
+#endif
+
+/* ------------------------------------------------------------------------------------------------- channels last
+ *
+ * The pixels of a row of the picture come as a table of pointers, in which a row of zeros stands for the padding. A run is
+ * `width` taps side by side: x[r] is where the table begins for its first tap and the first pixel of the result, the pixels
+ * of the result are `step` apart in the table, and w[r] + j * w_step are the weights of tap j. With a width and step known
+ * to the compiler a pixel is loaded once for all the taps that meet it; width 1 takes any step. */
+typedef const REAL *const *const *CAT(dw_tables);
+
+/* Whether column `col` of the table is tap j of result m of a block, and which m. */
+#define DW_MEETS(col, j, step, columns) ((col) >= (j) && ((col) - (j)) % (step) == 0 && ((col) - (j)) / (step) < (columns))
+
+/* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c. */
+INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
+                           CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, ptrdiff_t c,
+                           REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
+    VEC acc[DW_MOST], wt[DW_WIDEST];
+    const VEC start = bias ? CAT(dw_load)(bias + c, left) : CAT(splat)(0);
     UNROLL for (int m = 0; m < columns; m++) acc[m] = start;
-    for (ptrdiff_t t = 0; t < taps; t++) {
-        const VEC wt = one_weight ? CAT(splat)(*w[t]) : CAT(load_part)(w[t] + c, left);
-        const REAL *p = x[t] + c;
-        UNROLL for (int m = 0; m < columns; m++) acc[m] = CAT(fma)(wt, CAT(load_part)(p + m * x_step, left), acc[m]);
+    for (ptrdiff_t r = 0; r < runs; r++) {
+        const REAL *const *p = x[r] + at;
+        UNROLL for (int j = 0; j < width; j++) wt[j] = CAT(dw_load)(w[r] + j * w_step + c, left);
+        if (width == 1) {
+            UNROLL for (int m = 0; m < columns; m++) acc[m] = CAT(fma)(wt[0], CAT(dw_load)(p[m * step] + c, left), acc[m]);
+            continue;
+        }
+        UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
+            const VEC v = CAT(load)(p[col] + c);
+            UNROLL for (int j = 0; j < width; j++)
+                if (DW_MEETS(col, j, known_step, columns)) acc[(col - j) / known_step] = CAT(fma)(wt[j], v, acc[(col - j) / known_step]);
+        }
     }
     UNROLL for (int m = 0; m < columns; m++)
-        CAT(store_part)(y + m * y_step + c, relu ? CAT(relu)(acc[m]) : acc[m], left);
+        CAT(dw_store)(y + m * y_step + c, relu ? CAT(relu)(acc[m]) : acc[m], left);
 }
 
-#define DW_ROW(m) \
-    static void CAT(dw_row_##m)(ptrdiff_t taps, const REAL *const *x, const REAL *const *w, ptrdiff_t x_step, REAL *y, \
-                                ptrdiff_t y_step, ptrdiff_t C, const REAL *bias, int relu) { \
-        ptrdiff_t c = 0; \
-        for (; c + VL <= C; c += VL) CAT(dw_block)(m, 0, VL, taps, x, w, c, x_step, y, y_step, bias, relu); \
-        if (c < C) CAT(dw_block)(m, 0, C - c, taps, x, w, c, x_step, y, y_step, bias, relu); \
-    } \
-    static void CAT(dw_flat_##m)(ptrdiff_t taps, const REAL *const *x, const REAL *const *w, ptrdiff_t at, REAL *y, \
-                                 const REAL *bias, int relu) { \
-        CAT(dw_block)(m, 1, VL, taps, x, w, at, VL, y, VL, bias, relu); \
+/* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c]. */
+INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
+                                CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, ptrdiff_t c,
+                                const REAL *dy, ptrdiff_t dy_step) {
+    VEC g[DW_MOST], acc[DW_WIDEST];
+    UNROLL for (int m = 0; m < columns; m++) g[m] = CAT(dw_load)(dy + m * dy_step + c, left);
+    for (ptrdiff_t r = 0; r < runs; r++) {
+        const REAL *const *p = x[r] + at;
+        UNROLL for (int j = 0; j < width; j++) acc[j] = CAT(dw_load)(dw[r] + j * w_step + c, left);
+        if (width == 1) {
+            UNROLL for (int m = 0; m < columns; m++) acc[0] = CAT(fma)(g[m], CAT(dw_load)(p[m * step] + c, left), acc[0]);
+        } else {
+            UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
+                const VEC v = CAT(load)(p[col] + c);
+                UNROLL for (int j = 0; j < width; j++)
+                    if (DW_MEETS(col, j, known_step, columns)) acc[j] = CAT(fma)(g[(col - j) / known_step], v, acc[j]);
+            }
+        }
+        UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + j * w_step + c, acc[j], left);
     }
-DW_EACH(DW_ROW)
-#undef DW_ROW
+}
 
-#define DW_CALL(m) \
-    case m: CAT(dw_row_##m)(taps, x, w, x_step, y, y_step, C, bias, relu); break;
-/* n pixels of a row, all C channels; moves the pointers in x along. */
-static void CAT(dw_row)(ptrdiff_t taps, const REAL **x, const REAL *const *w, ptrdiff_t n, ptrdiff_t x_step, REAL *y,
-                        ptrdiff_t y_step, ptrdiff_t C, const REAL *bias, int relu) {
+#define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, \
+                     ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu
+#define DW_DEFINE(width, known_step, m) \
+    static void CAT(dw_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
+        ptrdiff_t c = begin; \
+        for (; c + VL <= end; c += VL) \
+            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, at, step, c, y, y_step, bias, relu); \
+        if (width == 1 && c < end) \
+            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, at, step, c, y, y_step, bias, relu); \
+    } \
+    static void CAT(dw_grad_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
+        ptrdiff_t c = begin; \
+        for (; c + VL <= end; c += VL) \
+            CAT(dw_pixels_grad)(m, width, known_step, VL, runs, x, w, w_step, at, step, c, y, y_step); \
+        if (width == 1 && c < end) CAT(dw_pixels_grad)(m, 1, 1, end - c, runs, x, w, w_step, at, step, c, y, y_step); \
+    }
+#define DW_DEFINE_11(m) DW_DEFINE(1, 1, m)
+#define DW_DEFINE_21(m) DW_DEFINE(2, 1, m)
+#define DW_DEFINE_31(m) DW_DEFINE(3, 1, m)
+#define DW_DEFINE_51(m) DW_DEFINE(5, 1, m)
+#define DW_DEFINE_71(m) DW_DEFINE(7, 1, m)
+#define DW_DEFINE_32(m) DW_DEFINE(3, 2, m)
+DW_EACH(DW_DEFINE_11) DW_EACH(DW_DEFINE_21) DW_EACH(DW_DEFINE_31)
+DW_EACH(DW_DEFINE_51) DW_EACH(DW_DEFINE_71) DW_EACH(DW_DEFINE_32)
+
+/* For each kind of run, in the order of dw_kind: a function for each number of pixels. */
+typedef void (*CAT(dw_function))(DW_ARGUMENTS);
+#define DW_LIST(name, kind) \
+    {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4), \
+     CAT(name##_##kind##_5), CAT(name##_##kind##_6), CAT(name##_##kind##_7), CAT(name##_##kind##_8)}
+#define DW_LISTS(name) {DW_LIST(name, 1_1), DW_LIST(name, 2_1), DW_LIST(name, 3_1), DW_LIST(name, 5_1), DW_LIST(name, 7_1), \
+                        DW_LIST(name, 3_2)}
+static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
+
+/* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. */
+static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, DW_ARGUMENTS) {
     for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
-        switch (m) { DW_EACH(DW_CALL) }
-        for (ptrdiff_t t = 0; t < taps; t++) x[t] += m * x_step;
+        CAT(dw_rows)[grad][kind][m](runs, x, w, w_step, at, step, begin, end, y, y_step, bias, relu);
+        at += m * step;
         y += m * y_step;
         n -= m;
     }
 }
-#undef DW_CALL
+#undef DW_ARGUMENTS
+#undef DW_DEFINE
+#undef DW_DEFINE_11
+#undef DW_DEFINE_21
+#undef DW_DEFINE_31
+#undef DW_DEFINE_51
+#undef DW_DEFINE_71
+#undef DW_DEFINE_32
+#undef DW_LIST
+#undef DW_LISTS
+#undef DW_MEETS
 
+/* ------------------------------------------------------------------------------------------------- staged planes */
+
+/* y[i] = bias + sum over taps of w[t] * x[t][i] for a block of vectors that begins at `at`. */
+INLINE void CAT(dw_flat_block)(const int vectors, ptrdiff_t taps, const REAL *const *x, const REAL *const *w, ptrdiff_t at, REAL *y,
+                               const REAL *bias, int relu) {
+    VEC acc[DW_MOST];
+    UNROLL for (int m = 0; m < vectors; m++) acc[m] = CAT(splat)(bias ? *bias : 0);
+    for (ptrdiff_t t = 0; t < taps; t++) {
+        const VEC wt = CAT(splat)(*w[t]);
+        UNROLL for (int m = 0; m < vectors; m++) acc[m] = CAT(fma)(wt, CAT(load)(x[t] + at + m * VL), acc[m]);
+    }
+    UNROLL for (int m = 0; m < vectors; m++) CAT(store)(y + at + m * VL, relu ? CAT(relu)(acc[m]) : acc[m]);
+}
+#define DW_FLAT(m) \
+    static void CAT(dw_flat_##m)(ptrdiff_t taps, const REAL *const *x, const REAL *const *w, ptrdiff_t at, REAL *y, \
+                                 const REAL *bias, int relu) { \
+        CAT(dw_flat_block)(m, taps, x, w, at, y, bias, relu); \
+    }
+DW_EACH(DW_FLAT)
+#undef DW_FLAT
 #define DW_CALL(m) \
     case m: CAT(dw_flat_##m)(taps, x, w, at, y, bias, relu); break;
 /* n vectors of a staged plane. */
@@ -106,44 +224,6 @@ static void CAT(dw_flat)(ptrdiff_t taps, const REAL *const *x, const REAL *const
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         switch (m) { DW_EACH(DW_CALL) }
         at += m * VL;
-        n -= m;
-    }
-}
-#undef DW_CALL
-
-/* dw[t][c] += sum over m < columns of dy[m * dy_step + c] * x[t][m * x_step + c]   for one vector of c. */
-INLINE void CAT(dw_grad_block)(const int columns, ptrdiff_t left, ptrdiff_t taps, const REAL *const *x, REAL *const *dw,
-                               ptrdiff_t c, ptrdiff_t x_step, const REAL *dy, ptrdiff_t dy_step) {
-    VEC g[DW_MOST];
-    UNROLL for (int m = 0; m < columns; m++) g[m] = CAT(load_part)(dy + m * dy_step + c, left);
-    for (ptrdiff_t t = 0; t < taps; t++) {
-        const REAL *p = x[t] + c;
-        VEC acc = CAT(load_part)(dw[t] + c, left);
-        UNROLL for (int m = 0; m < columns; m++) acc = CAT(fma)(g[m], CAT(load_part)(p + m * x_step, left), acc);
-        CAT(store_part)(dw[t] + c, acc, left);
-    }
-}
-
-#define DW_GRAD_ROW(m) \
-    static void CAT(dw_grad_row_##m)(ptrdiff_t taps, const REAL *const *x, REAL *const *dw, ptrdiff_t x_step, \
-                                     const REAL *dy, ptrdiff_t dy_step, ptrdiff_t C) { \
-        ptrdiff_t c = 0; \
-        for (; c + VL <= C; c += VL) CAT(dw_grad_block)(m, VL, taps, x, dw, c, x_step, dy, dy_step); \
-        if (c < C) CAT(dw_grad_block)(m, C - c, taps, x, dw, c, x_step, dy, dy_step); \
-    }
-DW_EACH(DW_GRAD_ROW)
-#undef DW_GRAD_ROW
-
-#define DW_CALL(m) \
-    case m: CAT(dw_grad_row_##m)(taps, x, dw, x_step, dy, dy_step, C); break;
-/* The gradient of dw_row by its weights: adds the n pixels' share to dw[t][c]; moves the pointers in x along. */
-static void CAT(dw_grad_row)(ptrdiff_t taps, const REAL **x, REAL *const *dw, ptrdiff_t n, ptrdiff_t x_step,
-                             const REAL *dy, ptrdiff_t dy_step, ptrdiff_t C) {
-    for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
-        const ptrdiff_t m = (n + blocks - 1) / blocks;
-        switch (m) { DW_EACH(DW_CALL) }
-        for (ptrdiff_t t = 0; t < taps; t++) x[t] += m * x_step;
-        dy += m * dy_step;
         n -= m;
     }
 }

@@ -90,6 +90,7 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #endif
 #include "simd.h"
 #include "tile.h"
+#include "winograd.h"
 #undef REAL
 #undef SUFFIX
 #undef INTERLEAVE_LOW
@@ -109,6 +110,7 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #endif
 #include "simd.h"
 #include "tile.h"
+#include "winograd.h"
 #undef REAL
 #undef SUFFIX
 #undef INTERLEAVE_LOW

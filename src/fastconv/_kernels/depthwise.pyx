@@ -1,0 +1,620 @@
+"""Depthwise convolution: each channel has `multiplier` filters of its own. Forward and both gradients.
+
+NHWC works on the picture as it lies, vectors over channels, row by row. NCHW stages each plane, padded, in a small buffer where
+every tap of the window is the plane shifted by a fixed offset; a stride deals the plane out to stride x stride smaller ones.
+
+The gradient by the picture is the forward loop seen from the other side: dx is written where y was, dy read where x was, and
+with a stride S the places of dx fall into S phases, each with the taps that reach it. `Axis` holds that for one direction.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastconv._kernels.tiles cimport VECTOR_BYTES, data, flush_denormals, real, restore_denormals
+
+cnp.import_array()
+
+cdef extern from "depthwise.h" nogil:
+    int dw_kind(Py_ssize_t width, Py_ssize_t step)
+    void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, const float ***x, float **w, Py_ssize_t w_step, Py_ssize_t at,
+                    Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu)
+    void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, const double ***x, double **w, Py_ssize_t w_step, Py_ssize_t at,
+                    Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu)
+    void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
+    void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
+    void dw_dot_f32(Py_ssize_t taps, const float **x, const float *dy, Py_ssize_t n, float *acc)
+    void dw_dot_f64(Py_ssize_t taps, const double **x, const double *dy, Py_ssize_t n, double *acc)
+    void dw_deal_f32(float *dst, Py_ssize_t step, const float *src, Py_ssize_t n, Py_ssize_t S)
+    void dw_deal_f64(double *dst, Py_ssize_t step, const double *src, Py_ssize_t n, Py_ssize_t S)
+    void dw_collect_f32(float *dst, const float *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S)
+    void dw_collect_f64(double *dst, const double *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S)
+
+cdef enum:
+    ALONE = 1 << 15        # products that one thread has done before a second has started
+    BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
+    STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
+    PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
+
+ctypedef const float *cfloat
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+cdef struct Axis:
+    Py_ssize_t n_in, n_out            # cells that are read and cells that are written
+    Py_ssize_t F, S, pad, dilation
+    bint back                         # the gradient by the picture: reads dy, writes dx
+    Py_ssize_t in_step, out_step      # cell written q * out_step + phase reads cells q * in_step + offset
+    Py_ssize_t first, last            # least and largest offset / in_step, rounded down, of all phases and taps
+
+
+cdef inline Py_ssize_t floor_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a // b if a >= 0 else -((b - 1 - a) // b)
+
+
+cdef inline Py_ssize_t places(Axis *a, Py_ssize_t phase) noexcept nogil:
+    """Cells written of one phase."""
+    return (a.n_out - phase + a.out_step - 1) // a.out_step
+
+
+cdef inline bint meets(Axis *a, Py_ssize_t phase, Py_ssize_t tap, Py_ssize_t *offset) noexcept nogil:
+    """Whether the tap reaches the cells of this phase, and from where."""
+    if not a.back:
+        offset[0] = tap * a.dilation - a.pad
+        return True
+    offset[0] = phase + a.pad - tap * a.dilation
+    if offset[0] % a.S:
+        return False
+    offset[0] //= a.S
+    return True
+
+
+cdef Axis make_axis(Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t F, Py_ssize_t S, Py_ssize_t pad, Py_ssize_t dilation,
+                    bint back) noexcept:
+    cdef Axis a
+    cdef Py_ssize_t phase, tap, offset
+    cdef bint found = False
+    a.n_in, a.n_out, a.F, a.S, a.pad, a.dilation, a.back = n_in, n_out, F, S, pad, dilation, back
+    a.in_step = 1 if back else S
+    a.out_step = S if back else 1
+    a.first, a.last = 0, 0
+    for phase in range(min(a.out_step, n_out)):
+        for tap in range(F):
+            if meets(&a, phase, tap, &offset):
+                offset = floor_div(offset, a.in_step)
+                a.first = min(a.first, offset) if found else offset
+                a.last = max(a.last, offset) if found else offset
+                found = True
+    return a
+
+
+# ----------------------------------------------------------------------------------------------------------------- NHWC
+
+cdef struct Tables:  # one thread's
+    void **zeros              # a row of zeros, for the padding
+    Py_ssize_t depth          # numbers of a pixel
+    Py_ssize_t kept           # rows of the picture whose tables are kept
+    Py_ssize_t width          # pixels of a row with its padding
+    void **row                # the rows that are kept, each in the place of its number modulo `kept`
+    void **table              # [kept][width] pointers to their pixels
+    void ***tap_x             # single taps: where their pixels begin in a table, and their weights
+    void **tap_w
+    void ***run_x             # runs of neighbouring taps, likewise
+    void **run_w
+
+
+cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t C, Py_ssize_t itemsize) noexcept nogil:
+    cdef Py_ssize_t kept = h.last - h.first + 1 if not h.back else h.last - h.first + 2
+    cdef Py_ssize_t width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+    return ((h.F * v.F * 4 + kept * (width + 1)) * sizeof(void *) + C * itemsize + 127) // 64 * 64
+cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
+                     bint undo) noexcept nogil:
+    """dst[p * dst_step + c * multiplier + k] = src[(k * n + p) * C + c]; with `undo` the other way."""
+    cdef Py_ssize_t p, c, k
+    cdef real *one
+    cdef real *many
+    for p in range(n):
+        for k in range(multiplier):
+            many = dst + p * dst_step + k
+            one = src + (k * n + p) * C
+            if undo:
+                for c in range(C):
+                    one[c] = many[c * multiplier]
+            else:
+                for c in range(C):
+                    many[c * multiplier] = one[c]
+
+
+cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier) noexcept nogil:
+    """dst[p * dst_step + c] = sum over k of src[(p * C + c) * multiplier + k]."""
+    cdef Py_ssize_t p, c, k
+    cdef real total
+    for p in range(n):
+        for c in range(C):
+            total = 0
+            for k in range(multiplier):
+                total += src[(p * C + c) * multiplier + k]
+            dst[p * dst_step + c] = total
+
+
+cdef inline Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept nogil:
+    """Channels that are taken at a time: equal blocks of whole cache lines."""
+    cdef Py_ssize_t line = 64 // itemsize
+    cdef Py_ssize_t blocks = max(1, depth * itemsize // BLOCK_BYTES)
+    return ((depth + blocks - 1) // blocks + line - 1) // line * line
+
+
+cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+              int threads) except -1:
+    """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each.
+
+    With m > 1 a row is first written into a buffer: forward once for each of a channel's filters, in the depth of x;
+    grad_x in the depth of dy.
+    """
+    cdef bint back = h.back
+    cdef Py_ssize_t taps = h.F * v.F, K = D * m, block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
+    cdef Py_ssize_t x_depth = K if back else D, y_depth = D if back else K, lists = (5 * taps * 8 + 63) // 64 * 64
+    cdef Py_ssize_t row_size = 0 if m == 1 else v.n_out * block * m, own = lists + row_size * sizeof(real)
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef real *by_filter = NULL
+    if m > 1 and not back:
+        by_filter = <real *> malloc((taps + 1) * K * sizeof(real))
+    if scratch is NULL or (m > 1 and not back and by_filter is NULL):
+        free(scratch)
+        free(by_filter)
+        raise MemoryError
+    cdef real *filter_bias = NULL
+    cdef real *row_at
+    cdef real *image
+    cdef Py_ssize_t item, n, c, C, row, k
+    cdef unsigned int before = 0
+    cdef Lists l
+    with nogil:
+        if by_filter is not NULL:  # [filter of its channel][tap][channel]
+            interleave(w, K, by_filter, taps, D, m, True)
+            if bias is not NULL:
+                filter_bias = by_filter + taps * K
+                interleave(bias, K, filter_bias, 1, D, m, True)
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            for item in prange(N * blocks * h.n_out, schedule="static"):
+                l = make_lists(scratch + threadid() * own, taps)
+                n, row = item // (blocks * h.n_out), item % h.n_out
+                c = item // h.n_out % blocks * block
+                C = min(block, D - c)
+                image = x + n * h.n_in * v.n_in * x_depth
+                row_at = y + (n * h.n_out + row) * v.n_out * y_depth
+                if m == 1:
+                    nhwc_row(False, h, v, &l, image + c, D, w + c, D, row_at + c, D, row, C,
+                             bias + c if bias is not NULL else NULL, relu)
+                elif back:
+                    nhwc_row(False, h, v, &l, image + c * m, K, w + c * m, K,
+                             <real *> (scratch + threadid() * own + lists), C * m, row, C * m, NULL, False)
+                    fold(row_at + c, D, <real *> (scratch + threadid() * own + lists), v.n_out, C, m)
+                else:
+                    for k in range(m):
+                        nhwc_row(False, h, v, &l, image + c, D, by_filter + k * taps * D + c, D,
+                                 <real *> (scratch + threadid() * own + lists) + k * v.n_out * C, C, row, C,
+                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
+                    interleave(row_at + c * m, K, <real *> (scratch + threadid() * own + lists), v.n_out, C, m, False)
+            restore_denormals(before)
+    free(scratch)
+    free(by_filter)
+    return 0
+
+
+cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+                     int threads) except -1:
+    """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel][tap][channel]."""
+    cdef Py_ssize_t taps = h.F * v.F, K = D * m, block = min(block_of(D, sizeof(real)), 4 * VECTOR_BYTES // <int> sizeof(real))
+    cdef Py_ssize_t blocks = (D + block - 1) // block, rows = N * h.n_out
+    cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
+    cdef Py_ssize_t lists = (5 * taps * 8 + 63) // 64 * 64
+    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef bint in_place = parts == 1 and m == 1
+    cdef real *sums = dw if in_place else <real *> malloc(parts * taps * K * sizeof(real) + 64)
+    if scratch is NULL or sums is NULL:
+        free(scratch)
+        if not in_place:
+            free(sums)
+        raise MemoryError
+    cdef real *own_sums
+    cdef real *row_at
+    cdef Py_ssize_t item, part, c, C, r, k, t, i
+    cdef unsigned int before = 0
+    cdef real total
+    cdef Lists l
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            for item in prange(blocks * parts, schedule="static"):
+                l = make_lists(scratch + threadid() * own, taps)
+                part, c = item // blocks, item % blocks * block
+                C = min(block, D - c)
+                own_sums = sums + part * taps * K + c
+                for t in range(taps * m):
+                    memset(own_sums + t * D, 0, C * sizeof(real))
+                for r in range(rows * part // parts, rows * (part + 1) // parts):
+                    row_at = dy + r * v.n_out * K + c * m
+                    if m > 1:
+                        interleave(row_at, K, <real *> (scratch + threadid() * own + lists), v.n_out, C, m, True)
+                        row_at = <real *> (scratch + threadid() * own + lists)
+                    for k in range(m):
+                        nhwc_row(True, h, v, &l, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
+                                 row_at + k * v.n_out * C, D if m == 1 else C, r % h.n_out, C, <real *> NULL, False)
+            restore_denormals(before)
+        if not in_place:
+            for t in range(taps):
+                for k in range(m):
+                    for i in range(D):
+                        total = 0
+                        for part in range(parts):
+                            total = total + sums[((part * m + k) * taps + t) * D + i]
+                        dw[(t * D + i) * m + k] = total
+    free(scratch)
+    if not in_place:
+        free(sums)
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- NCHW
+
+cdef struct Stage:
+    Axis *h
+    Axis *v
+    Py_ssize_t sources, results  # planes that are read and written for one channel
+    Py_ssize_t band              # rows of a phase that are worked on at a time
+    Py_ssize_t rows, pitch       # of a staged plane; pitch is the distance of its rows
+    Py_ssize_t left, skip        # zeros before a row's first cell; cells of the picture before it that no tap meets
+    Py_ssize_t part, flat        # numbers of a staged plane of one phase, and of a result of one phase
+    Py_ssize_t dealt             # numbers of all the staged planes of one channel
+    Py_ssize_t size              # numbers of one channel's scratch
+    Py_ssize_t group             # channels that are worked on at a time
+
+
+cdef Stage make_stage(Axis *h, Axis *v, Py_ssize_t sources, Py_ssize_t results, Py_ssize_t itemsize) noexcept:
+    """A row's right padding is the next row's left padding where that is wide enough."""
+    cdef Stage s
+    cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize, width = places(v, 0), need, cells
+    s.h, s.v, s.sources, s.results = h, v, sources, results
+    s.left, s.skip = max(0, -v.first), max(0, v.first)
+    need = width + v.last - v.first
+    cells = max(0, (v.n_in - s.skip * v.in_step + v.in_step - 1) // v.in_step)
+    s.pitch = need if need <= s.left + cells else max(s.left + cells, need - s.left, width)
+    cdef Py_ssize_t planes = sources * h.in_step * v.in_step, height = places(h, 0), halo = h.last - h.first
+    s.band = min(height, max(STAGE_BYTES // (itemsize * planes * s.pitch) - halo, halo, 1))
+    s.band = (height + (height + s.band - 1) // s.band - 1) // ((height + s.band - 1) // s.band)
+    s.rows = s.band + halo
+    s.flat = (s.band * s.pitch + lanes - 1) // lanes * lanes
+    s.part = (max(s.rows * s.pitch, halo * s.pitch + s.flat + need - width) + lanes) // lanes * lanes
+    s.dealt = planes * s.part
+    s.size = s.dealt + results * h.out_step * v.out_step * s.flat
+    s.group = max(1, STAGE_BYTES // (itemsize * s.size))
+    return s
+
+
+cdef inline void deal(real *dst, Py_ssize_t step, real *src, Py_ssize_t n, Py_ssize_t S) noexcept nogil:
+    if real is float:
+        dw_deal_f32(dst, step, src, n, S)
+    else:
+        dw_deal_f64(dst, step, src, n, S)
+
+
+cdef void stage(Stage *s, real *dst, real *planes, Py_ssize_t q) noexcept nogil:
+    """Copy what the band that begins with row q of each phase needs; what lies in the padding is zero."""
+    cdef Axis *h = s.h
+    cdef Axis *v = s.v
+    cdef Py_ssize_t source, phase, r, row, k
+    cdef Py_ssize_t cells = min(v.n_in - s.skip * v.in_step, (s.pitch - s.left) * v.in_step)
+    cdef real *at
+    for source in range(s.sources):
+        for phase in range(h.in_step):
+            at = dst + (source * h.in_step + phase) * v.in_step * s.part + s.left
+            for r in range(s.rows):
+                row = (q + h.first + r) * h.in_step + phase
+                if 0 <= row < h.n_in:
+                    deal(at, s.part, planes + (source * h.n_in + row) * v.n_in + s.skip * v.in_step, cells, v.in_step)
+                else:
+                    for k in range(v.in_step):
+                        memset(at + k * s.part, 0, (s.pitch - s.left) * sizeof(real))
+                at += s.pitch
+
+
+cdef Py_ssize_t tap_offsets(Stage *s, Py_ssize_t row_phase, Py_ssize_t phase, Py_ssize_t *offset, Py_ssize_t *weight) noexcept:
+    """Where each tap's cells begin in the staged planes, and which weight is the tap's, counted over the channel's filters."""
+    cdef Py_ssize_t source, i, j, down, right, a, b, taps = 0
+    for source in range(s.sources):
+        for i in range(s.h.F):
+            if not meets(s.h, row_phase, i, &down):
+                continue
+            a = floor_div(down, s.h.in_step)
+            for j in range(s.v.F):
+                if meets(s.v, phase, j, &right):
+                    b = floor_div(right, s.v.in_step)
+                    offset[taps] = (((source * s.h.in_step + down - a * s.h.in_step) * s.v.in_step + right - b * s.v.in_step) * s.part
+                                    + (a - s.h.first) * s.pitch + b - s.v.first)
+                    weight[taps] = (source * s.h.F + i) * s.v.F + j
+                    taps += 1
+    return taps
+
+
+cdef inline void flat(Py_ssize_t taps, void **x, void **w, Py_ssize_t n, real *y, real *bias, bint relu) noexcept nogil:
+    if real is float:
+        dw_flat_f32(taps, <const float **> x, <const float **> w, n, y, bias, relu)
+    else:
+        dw_flat_f64(taps, <const double **> x, <const double **> w, n, y, bias, relu)
+
+
+cdef inline void collect(real *dst, real *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S) noexcept nogil:
+    if real is float:
+        dw_collect_f32(dst, src, step, n, S)
+    else:
+        dw_collect_f64(dst, src, step, n, S)
+
+
+cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *weight, void **lists, real *staged, real *w,
+                   real *bias, bint relu, Py_ssize_t q) noexcept nogil:
+    """All results of one channel in a band that begins with row q, phase by phase, into the scratch behind the staged planes."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), phases = s.h.out_step * s.v.out_step
+    cdef Py_ssize_t result, phase, k, taps, rows, window = s.h.F * s.v.F
+    cdef real *y = staged + s.dealt
+    for result in range(s.results):
+        for phase in range(phases):
+            rows = min(s.band, places(s.h, phase // s.v.out_step) - q)
+            taps = begin[phase + 1] - begin[phase]
+            for k in range(taps):
+                lists[k] = staged + offset[begin[phase] + k]
+                lists[taps + k] = w + result * window + weight[begin[phase] + k]
+            if rows > 0:
+                flat(taps, lists, lists + taps, (rows * s.pitch + lanes - 1) // lanes, y, bias + result if bias is not NULL else NULL, relu)
+            y += s.flat
+
+
+cdef void unstage(Stage *s, real *y, real *out, Py_ssize_t q) noexcept nogil:
+    """Copy a band's results to where they belong."""
+    cdef Py_ssize_t result, phase, r
+    for result in range(s.results):
+        for phase in range(s.h.out_step):
+            for r in range(min(s.band, places(s.h, phase) - q)):
+                collect(out + (result * s.h.n_out + (q + r) * s.h.out_step + phase) * s.v.n_out, y + r * s.pitch, s.flat,
+                        s.v.n_out, s.v.out_step)
+            y += s.v.out_step * s.flat
+
+
+cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+              int threads) except -1:
+    """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each."""
+    cdef Stage s = make_stage(h, v, m if h.back else 1, 1 if h.back else m, sizeof(real))
+    cdef Py_ssize_t phases = h.out_step * v.out_step, taps = h.F * v.F * s.sources
+    cdef Py_ssize_t bands = (places(h, 0) + s.band - 1) // s.band, groups = (N * D + s.group - 1) // s.group
+    cdef Py_ssize_t own = (2 * taps * 8 + 63) // 64 * 64 + (s.group * s.size + 16) * sizeof(real)
+    cdef Py_ssize_t *begin = <Py_ssize_t *> malloc((phases + 1 + 2 * taps) * sizeof(Py_ssize_t))
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    if begin is NULL or scratch is NULL:
+        free(begin)
+        free(scratch)
+        raise MemoryError
+    cdef Py_ssize_t *offset = begin + phases + 1
+    cdef Py_ssize_t *weight = offset + taps
+    cdef Py_ssize_t phase, item, plane, end, p, q
+    cdef unsigned int before = 0
+    cdef real *staged
+    cdef void **lists
+    begin[0] = 0
+    for phase in range(phases):
+        begin[phase + 1] = begin[phase] + tap_offsets(&s, phase // v.out_step, phase % v.out_step, offset + begin[phase],
+                                                      weight + begin[phase])
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            memset(scratch + threadid() * own, 0, own)
+            for item in prange(groups * bands, schedule="static"):
+                lists = <void **> (scratch + threadid() * own)
+                staged = <real *> (lists + (2 * taps + 7) // 8 * 8)
+                q = item % bands * s.band
+                plane = item // bands * s.group
+                end = min(plane + s.group, N * D)
+                for p in range(plane, end):
+                    stage(&s, staged + (p - plane) * s.size, x + p * s.sources * h.n_in * v.n_in, q)
+                for p in range(plane, end):
+                    products(&s, begin, offset, weight, lists, staged + (p - plane) * s.size, w + p % D * m * h.F * v.F,
+                             bias + p % D * m if bias is not NULL else NULL, relu, q)
+                for p in range(plane, end):
+                    unstage(&s, staged + (p - plane) * s.size + s.dealt, y + p * s.results * h.n_out * v.n_out, q)
+            restore_denormals(before)
+    free(begin)
+    free(scratch)
+    return 0
+
+
+cdef inline void dot(Py_ssize_t taps, void **x, real *dy, Py_ssize_t n, real *acc) noexcept nogil:
+    if real is float:
+        dw_dot_f32(taps, <const float **> x, dy, n, acc)
+    else:
+        dw_dot_f64(taps, <const double **> x, dy, n, acc)
+
+
+cdef void stage_dy(Stage *s, real *dst, real *dy, Py_ssize_t q) noexcept nogil:
+    """Rows of dy at the pitch of the staged picture; the gaps between them stay zero."""
+    cdef Py_ssize_t r
+    for r in range(s.band):
+        if q + r < s.h.n_out:
+            deal(dst + r * s.pitch, 0, dy + (q + r) * s.v.n_out, s.v.n_out, 1)
+        else:
+            memset(dst + r * s.pitch, 0, s.v.n_out * sizeof(real))
+
+
+cdef bint add_lanes(real *dw, real *acc, Py_ssize_t taps) noexcept nogil:
+    """dw[t] = sum of the lanes of acc[t]; tells whether all are finite."""
+    cdef Py_ssize_t t, i, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    cdef bint finite = True
+    cdef real total
+    for t in range(taps):
+        total = 0
+        for i in range(lanes):
+            total += acc[t * lanes + i]
+        dw[t] = total
+        finite = finite and total - total == 0
+    return finite
+
+
+cdef void channel_grads(Stage *s, Py_ssize_t *offset, void **lists, real *staged, real *acc, real *dy,
+                        Py_ssize_t channels, Py_ssize_t q, bint by_rows) noexcept nogil:
+    """Add a band's products to acc[channel][filter][tap][lane].
+
+    The cells between the rows are zeros in dy, and whatever the picture has there; `by_rows` leaves them out, for pictures
+    with infinity or NaN, which zero does not silence.
+    """
+    cdef Py_ssize_t taps = s.h.F * s.v.F, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), p, f, t, r
+    cdef real *g
+    for p in range(channels):
+        for f in range(s.results):
+            g = staged + p * s.size + s.dealt + f * s.flat
+            stage_dy(s, g, dy + (p * s.results + f) * s.h.n_out * s.v.n_out, q)
+    for p in range(channels):
+        for f in range(s.results):
+            g = staged + p * s.size + s.dealt + f * s.flat
+            for r in range(s.band if by_rows else 1):
+                for t in range(taps):
+                    lists[t] = staged + p * s.size + offset[t] + r * s.pitch
+                dot(taps, lists, g + r * s.pitch, s.v.n_out if by_rows else s.flat, acc + (p * s.results + f) * taps * lanes)
+
+
+cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+                     int threads) except -1:
+    """A group of channels, and a fixed share of the images and bands, at a time."""
+    cdef Stage s = make_stage(h, v, 1, m, sizeof(real))
+    cdef Py_ssize_t taps = h.F * v.F, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t bands = (h.n_out + s.band - 1) // s.band, groups = (D + s.group - 1) // s.group, units = N * bands
+    cdef Py_ssize_t parts = max(1, min(PARTS // groups, units))
+    cdef Py_ssize_t list_size = (taps * 8 + 63) // 64 * 64
+    cdef Py_ssize_t sums_size = s.group * m * taps * lanes
+    cdef Py_ssize_t own = list_size + (s.group * s.size + sums_size + 16) * sizeof(real)
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef Py_ssize_t *offset = <Py_ssize_t *> malloc(2 * taps * sizeof(Py_ssize_t))
+    cdef real *sums = dw if parts == 1 else <real *> malloc(parts * D * m * taps * sizeof(real))
+    if scratch is NULL or offset is NULL or sums is NULL:
+        free(scratch)
+        free(offset)
+        if parts > 1:
+            free(sums)
+        raise MemoryError
+    cdef Py_ssize_t item, part, c, channels, unit, p, n, q, i
+    cdef bint finite, by_rows
+    cdef unsigned int before = 0
+    cdef real *staged
+    cdef real *acc
+    cdef real *result
+    cdef real total
+    tap_offsets(&s, 0, 0, offset, offset + taps)
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            memset(scratch + threadid() * own, 0, own)
+            for item in prange(groups * parts, schedule="static"):
+                staged = <real *> (scratch + threadid() * own + list_size)
+                acc = staged + s.group * s.size
+                part = item // groups
+                c = item % groups * s.group
+                channels = min(s.group, D - c)
+                result = sums + (part * D + c) * m * taps
+                by_rows = False
+                while True:
+                    memset(acc, 0, sums_size * sizeof(real))
+                    for unit in range(units * part // parts, units * (part + 1) // parts):
+                        n = unit // bands
+                        q = unit % bands * s.band
+                        for p in range(channels):
+                            stage(&s, staged + p * s.size, x + (n * D + c + p) * h.n_in * v.n_in, q)
+                        channel_grads(&s, offset, <void **> (scratch + threadid() * own), staged, acc,
+                                      dy + (n * D + c) * m * h.n_out * v.n_out, channels, q, by_rows)
+                    finite = add_lanes(result, acc, channels * m * taps)
+                    if finite or by_rows:
+                        break
+                    by_rows = True
+            restore_denormals(before)
+        if parts > 1:
+            for i in range(D * m * taps):
+                total = 0
+                for part in range(parts):
+                    total = total + sums[part * D * m * taps + i]
+                dw[i] = total
+    free(scratch)
+    free(offset)
+    if parts > 1:
+        free(sums)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------- what ops calls
+
+cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
+             bint relu, bint nchw_order, int threads) except -1:
+    cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
+    if nchw_order:
+        return nchw(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
+    return nhwc(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
+
+
+cdef inline int team(cnp.ndarray y, Py_ssize_t taps, int threads) noexcept:
+    return 1 if cnp.PyArray_SIZE(y) * taps < 2 * ALONE else threads
+
+
+def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
+            Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint relu, bint nchw, int threads):
+    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`."""
+    cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
+    cdef Axis h = make_axis(x.shape[H], y.shape[H], w.shape[F], S_h, top, dil_h, False)
+    cdef Axis v = make_axis(x.shape[H + 1], y.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, False)
+    threads = team(y, h.F * v.F, threads)
+    cdef Py_ssize_t D = x.shape[1 if nchw else 3]
+    if cnp.PyArray_SIZE(y) == 0:
+        return
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
+        run(<float *> NULL, x, w, b, y, &h, &v, D, multiplier, relu, nchw, threads)
+    else:
+        run(<double *> NULL, x, w, b, y, &h, &v, D, multiplier, relu, nchw, threads)
+
+
+def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint nchw, int threads):
+    """dx = the gradient of sum(dy * y) by x."""
+    cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
+    cdef Axis h = make_axis(dy.shape[H], dx.shape[H], w.shape[F], S_h, top, dil_h, True)
+    cdef Axis v = make_axis(dy.shape[H + 1], dx.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, True)
+    threads = team(dy, h.F * v.F, threads)
+    cdef Py_ssize_t D = dx.shape[1 if nchw else 3]
+    if cnp.PyArray_SIZE(dx) == 0:
+        return
+    if cnp.PyArray_TYPE(dy) == cnp.NPY_FLOAT32:
+        run(<float *> NULL, dy, w, None, dx, &h, &v, D, multiplier, False, nchw, threads)
+    else:
+        run(<double *> NULL, dy, w, None, dx, &h, &v, D, multiplier, False, nchw, threads)
+
+
+cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
+                    bint nchw_order, int threads) except -1:
+    if nchw_order:
+        return nchw_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
+    return nhwc_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
+
+
+def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint nchw, int threads):
+    """dw = the gradient of sum(dy * y) by w."""
+    cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
+    cdef Axis h = make_axis(x.shape[H], dy.shape[H], dw.shape[F], S_h, top, dil_h, False)
+    cdef Axis v = make_axis(x.shape[H + 1], dy.shape[H + 1], dw.shape[F + 1], S_w, left, dil_w, False)
+    threads = team(dy, h.F * v.F, threads)
+    cdef Py_ssize_t D = x.shape[1 if nchw else 3]
+    if cnp.PyArray_SIZE(dy) == 0:
+        dw.fill(0)
+        return
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
+        run_grad_w(<float *> NULL, dy, x, dw, &h, &v, D, multiplier, nchw, threads)
+    else:
+        run_grad_w(<double *> NULL, dy, x, dw, &h, &v, D, multiplier, nchw, threads)

@@ -1,0 +1,469 @@
+"""Winograd convolution: tiles in, n*n products, tiles out, block by block in a core's cache.
+
+    forward, grad_x (S = 1)   y = A' [sum over c of (G w G') * (B' d B)] A      F(m x m, r x r), n = m + r - 1
+    grad_w                    dw = A' [sum over tiles of (G dy G') * (B' d B)] A   F(r x r, m x m) on the same tiles
+
+F(4x4, 3x3) does 36 products where direct convolution does 144, F(2x2, 5x5) 36 for 100, F(2x2, 3x3) 16 for 36. grad_x is the
+forward with the filters turned round and transposed. The transforms are in winograd.h; the products are the register tile's:
+for each of the n*n values a matrix of tiles x channels times one of channels x filters.
+
+A block of tiles is transformed into V[value][tile][channel], multiplied into M[value][tile][filter] and transformed back, by one
+thread. What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
+Arguments are trusted; every number is summed in an order that depends on neither threads nor batch.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cython.parallel cimport prange, threadid
+from libc.string cimport memset
+
+from fastconv._kernels.tiles cimport (
+    Epilogue, TILE_MR, copy, data, flush_denormals, lanes, real, restore_denormals, tile_by_columns, tile_by_rows, transpose,
+    winograd_data, winograd_filter, winograd_result,
+)
+
+from fastconv._kernels import memory
+
+cnp.import_array()
+
+cdef enum:
+    CACHE_LINE = 64
+    FILTER_ROWS = 16  # channels whose filters a task transforms
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
+    return ceil_div(bytes, CACHE_LINE) * CACHE_LINE
+
+
+cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
+    """Rounded up to an odd count of cache lines, so that equal places of the n*n values fall into different cache sets."""
+    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real)
+    return (ceil_div(numbers, line) | 1) * line
+
+
+cdef struct Picture:
+    # A batch of pictures as one group sees them.
+    Py_ssize_t H, W, depth, groups    # depth of one group
+    bint nchw
+
+
+cdef struct Shape:
+    Picture src, dst                  # x and y; for grad_x dy and dx
+    Py_ssize_t N, groups
+    Py_ssize_t n, m, r                # tile, results and filter a side
+    Py_ssize_t top, left              # source pixel under place (0, 0) of the first tile
+    Py_ssize_t tiles_h, tiles_w       # a picture
+    bint transposed                   # filters turned round, C and K exchanged: grad_x
+
+
+@cython.final
+cdef class Winograd:
+    """One forward-like convolution: sizes and tiles. Made once for a problem, run many times.
+
+    Parameters
+    ----------
+    sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
+    tile : (m, r)
+    top, left : source pixel under the first place of the window (minus the padding)
+    nchw, transposed : as for `Gather` in conv.pyx
+    """
+    cdef Shape s
+
+    def __init__(self, tuple sizes, tuple tile, Py_ssize_t top, Py_ssize_t left, bint nchw, bint transposed):
+        cdef Shape *s = &self.s
+        cdef Py_ssize_t C, K, Hs, Ws, Hd, Wd
+        s.N, s.groups, C, K, Hs, Ws, Hd, Wd = sizes
+        s.m, s.r = tile
+        s.n = s.m + s.r - 1
+        s.src = Picture(Hs, Ws, C, s.groups, nchw)
+        s.dst = Picture(Hd, Wd, K, s.groups, nchw)
+        s.top, s.left, s.transposed = top, left, transposed
+        s.tiles_h, s.tiles_w = ceil_div(Hd, s.m), ceil_div(Wd, s.m)
+
+    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
+        """Write dst; bias may be None."""
+        if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
+            forward[float](self, src, w, bias, dst, relu, threads, NULL)
+        else:
+            forward[double](self, src, w, bias, dst, relu, threads, NULL)
+
+
+# ---------------------------------------------------------------- pictures and patches
+cdef inline real *pixel(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t c) noexcept nogil:
+    if p.nchw:
+        return at + (((n * p.groups + g) * p.depth + c) * p.H + h) * p.W + w
+    return at + (((n * p.H + h) * p.W + w) * p.groups + g) * p.depth + c
+
+
+cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
+                     Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
+    """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros outside the picture and past the last channel."""
+    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), lo = least(cols, most(0, -w)), i, j
+    cdef Py_ssize_t hi = most(lo, least(cols, p.W - w)), step = p.groups * p.depth
+    cdef real *source
+    for i in range(rows):
+        if not 0 <= h + i < p.H:
+            memset(patch, 0, cols * VL * sizeof(real))
+        elif p.nchw:
+            if depth < VL or hi - lo < cols:
+                memset(patch, 0, cols * VL * sizeof(real))
+            transpose(patch + lo * VL, VL, pixel(p, at, n, g, h + i, w + lo, c), p.H * p.W, depth, hi - lo)
+        else:
+            if depth < VL or hi - lo < cols:
+                memset(patch, 0, cols * VL * sizeof(real))
+            source = pixel(p, at, n, g, h + i, w, c)
+            for j in range(lo, hi):
+                copy(patch + j * VL, source + j * step, depth, 1)
+        patch += cols * VL
+
+
+cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
+                      Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
+    """The other way: what of the patch lies inside the picture is written to it."""
+    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), inside = least(cols, p.W - w), i, j
+    cdef real *target
+    for i in range(least(rows, p.H - h)):
+        target = pixel(p, at, n, g, h + i, w, c)
+        if p.nchw:
+            transpose(target, p.H * p.W, patch + i * cols * VL, VL, inside, depth)
+        else:
+            for j in range(inside):
+                copy(target + j * p.groups * p.depth, patch + (i * cols + j) * VL, depth, 1)
+
+
+cdef inline Py_ssize_t stretch(Shape *s, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t *n, Py_ssize_t *i, Py_ssize_t *j) noexcept nogil:
+    """Picture, row and column of tile q; returns how many tiles from q on stand in that row, q_end at most."""
+    j[0] = q % s.tiles_w
+    i[0] = q // s.tiles_w % s.tiles_h
+    n[0] = q // s.tiles_w // s.tiles_h
+    return least(s.tiles_w - j[0], q_end - q)
+
+
+cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
+                         Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, real *V, Py_ssize_t ld, Py_ssize_t step,
+                         real *patch) noexcept nogil:
+    """V[value * step + tile * ld + channel - c] of tiles q to q_end, channels c to c_end: B' d B of the n x n pixels under each
+    tile, or, with r > 0, G d G' of the r x r pixels in it."""
+    cdef Py_ssize_t VL = lanes(at), side = r if r else s.n, n, i, j, k, t, v, b, h, w, row, col, cols
+    cdef real *d
+    while q < q_end:
+        k = stretch(s, q, q_end, &n, &i, &j)
+        h, w, cols = i * s.m + top, j * s.m + left, (k - 1) * s.m + side
+        for v in range(ceil_div(c_end - c, VL)):
+            b = c + v * VL
+            if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + side <= p.H and w + cols <= p.W:
+                d, col = pixel(p, at, n, g, h, w, b), p.groups * p.depth
+                row = p.W * col
+            else:
+                load_patch(p, at, n, g, h, w, side, cols, b, patch)
+                d, col, row = patch, VL, cols * VL
+            for t in range(k):
+                if r:
+                    winograd_filter(<int> s.n, r, d + t * s.m * col, row, col, V + t * ld + b - c, step)
+                else:
+                    winograd_data(<int> s.n, d + t * s.m * col, row, col, V + t * ld + b - c, step)
+        V += k * ld
+        q += k
+
+
+cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k, Py_ssize_t k_end,
+                            real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu, real *patch) noexcept nogil:
+    """Write filters k to k_end of tiles q to q_end from M[value * step + tile * ld + filter - k]."""
+    cdef Py_ssize_t VL = lanes(dst), n, i, j, t, v, b, h, w, row, col, cols, tiles
+    cdef Picture *p = &s.dst
+    cdef real *y
+    cdef bint direct
+    while q < q_end:
+        tiles = stretch(s, q, q_end, &n, &i, &j)
+        h, w, cols = i * s.m, j * s.m, tiles * s.m
+        for v in range(ceil_div(k_end - k, VL)):
+            b = k + v * VL
+            direct = not p.nchw and b + VL <= p.depth and h + s.m <= p.H and w + cols <= p.W
+            if direct:
+                y, col = pixel(p, dst, n, g, h, w, b), p.groups * p.depth
+                row = p.W * col
+            else:
+                y, col, row = patch, VL, cols * VL
+            for t in range(tiles):
+                winograd_result(<int> s.n, <int> s.m, M + t * ld + b - k, step, y + t * s.m * col, row, col,
+                                bias + b if bias != NULL else NULL, relu)
+            if not direct:
+                store_patch(p, dst, n, g, h, w, s.m, cols, b, patch)
+        M += tiles * ld
+        q += tiles
+
+
+# ---------------------------------------------------------------- forward and grad_x
+cdef struct Blocks:
+    Py_ssize_t tiles                  # in a block
+    Py_ssize_t C                      # channels rounded up to whole vectors
+    Py_ssize_t panels                 # of NR filters
+    Py_ssize_t panels_at_once         # that M holds
+    Py_ssize_t u_panel, u_step        # numbers from panel to panel and from value to value of U
+    Py_ssize_t v_step, m_step         # from value to value of V and M
+    Py_ssize_t patch
+    Py_ssize_t scratch                # bytes a thread
+
+
+cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
+    cdef Blocks z
+    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, total = s.N * s.tiles_h * s.tiles_w, values = s.n * s.n, rounds
+    z.C = ceil_div(s.src.depth, VL) * VL
+    z.panels = ceil_div(s.dst.depth, NR)
+    z.panels_at_once = least(z.panels, most(1, 64 // VL))
+    # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
+    z.tiles = 600000 // (values * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real))
+    z.tiles = most(2 * TILE_MR, least(4 * TILE_MR, z.tiles // TILE_MR * TILE_MR))
+    if values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3500000:
+        z.tiles = TILE_MR
+    # Evenly many tiles a block, and a number of blocks that the threads can share.
+    rounds = ceil_div(total, z.tiles * threads)
+    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * threads)))
+    z.u_panel = s.src.depth * NR
+    z.u_step = odd_lines(z.panels * z.u_panel, like)
+    z.v_step = odd_lines(z.tiles * z.C, like)
+    z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
+    z.patch = s.n * ((least(z.tiles, s.tiles_w) - 1) * s.m + s.n) * VL
+    z.scratch = aligned(values * (z.v_step + z.m_step) * sizeof(real)) + aligned(z.patch * sizeof(real))
+    return z
+
+
+cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
+             real *like):
+    cdef Shape *s = &self.s
+    cdef Blocks z = plan_blocks(s, threads, like)
+    cdef Py_ssize_t NR = 2 * lanes(like), values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
+    cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.src.depth, FILTER_ROWS)
+    cdef Py_ssize_t cuts = 1 if blocks * s.groups >= threads else least(z.panels, ceil_div(threads, blocks * s.groups))
+    cdef cnp.ndarray filters = memory.empty((s.groups * values * z.u_step + s.groups * z.panels * NR,), dst.dtype)
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *U = data(filters, like)
+    cdef real *biases = U + s.groups * values * z.u_step if bias is not None else NULL
+    cdef real *given = data(bias, like) if bias is not None else NULL
+    cdef real *x = data(src, like)
+    cdef real *y = data(dst, like)
+    cdef real *weights = data(w, like)
+    cdef bint parallel = threads > 1
+    with nogil:
+        for i in prange(s.groups * z.panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
+            g, block, cut = i // groups_of_rows // z.panels, i // groups_of_rows % z.panels, i % groups_of_rows * FILTER_ROWS
+            transform_filters(s, &z, weights, U + g * values * z.u_step, g, block, cut,
+                              least(s.src.depth, cut + FILTER_ROWS))
+        if biases != NULL:
+            for i in range(s.groups * z.panels * NR):
+                g, block = i // (z.panels * NR), i % (z.panels * NR)
+                biases[i] = given[g * s.dst.depth + block] if block < s.dst.depth else 0
+        for i in prange(blocks * s.groups * cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, g, block = i % cuts, i // cuts % s.groups, i // cuts // s.groups
+            multiply_block(s, &z, x, U + g * values * z.u_step, biases + g * z.panels * NR if biases != NULL else NULL, y, relu, g,
+                           total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
+                           z.panels * (cut + 1) // cuts, space + threadid() * z.scratch)
+
+
+cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
+                            Py_ssize_t c_end) noexcept nogil:
+    """U[value][panel][channel][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
+    cdef Py_ssize_t VL = lanes(w), NR = 2 * VL, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
+    cdef real turned[FILTER_ROWS * 25 * 16]  # [channel][tap][lane]
+    cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
+    cdef unsigned int before = flush_denormals()
+    for half in range(2):
+        k = panel * NR + half * VL
+        depth = least(VL, K - k)
+        if depth <= 0:
+            for i in range(c, c_end):
+                for t in range(s.n * s.n):
+                    memset(U + t * z.u_step + panel * z.u_panel + i * NR + half * VL, 0, VL * sizeof(real))
+            break
+        if depth < VL:
+            memset(turned, 0, (c_end - c) * taps * VL * sizeof(real))
+        if s.dst.nchw and not s.transposed:    # w is (groups*K, C, taps)
+            transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, (c_end - c) * taps)
+        elif s.dst.nchw:                       # w is (groups*C, K, taps)
+            for i in range(c, c_end):
+                transpose(turned + (i - c) * taps * VL, VL, w + ((g * C + i) * K + k) * taps, taps, depth, taps)
+        elif s.transposed:                     # w is (taps, K, groups*C)
+            for t in range(taps):
+                transpose(turned + t * VL, taps * VL, w + (t * K + k) * s.groups * C + g * C + c, s.groups * C, depth, c_end - c)
+        else:                                  # w is (taps, C, groups*K)
+            for t in range(taps):
+                for i in range(c, c_end):
+                    copy(turned + ((i - c) * taps + t) * VL, w + (t * C + i) * s.groups * K + g * K + k, depth, 1)
+        for i in range(c, c_end):
+            winograd_filter(<int> s.n, <int> s.r, turned + (i - c) * taps * VL + last, sign * s.r * VL, sign * VL,
+                            U + panel * z.u_panel + i * NR + half * VL, z.u_step)
+    restore_denormals(before)
+
+
+cdef void multiply_block(Shape *s, Blocks *z, real *src, real *U, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t q,
+                         Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
+    """Tiles q to q_end of all pictures, some panels of filters of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), values = s.n * s.n, ld = z.panels_at_once * NR, end
+    cdef real *V = <real *> scratch
+    cdef real *M = V + values * z.v_step
+    cdef real *patch = <real *> (scratch + aligned(values * (z.v_step + z.m_step) * sizeof(real)))
+    cdef unsigned int before = flush_denormals()
+    transform_data(s, &s.src, s.top, s.left, 0, src, g, q, q_end, 0, s.src.depth, V, z.C, z.v_step, patch)
+    while panel < panel_end:
+        end = least(panel_end, panel + z.panels_at_once)
+        multiply(s, z, V, U, M, q_end - q, panel, end)
+        transform_results(s, dst, g, q, q_end, panel * NR, least(end * NR, s.dst.depth), M, ld, z.m_step, bias, relu, patch)
+        panel = end
+    restore_denormals(before)
+
+
+cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
+    """M[value][tile][filter] = sum over c of V[value][tile][c] * U[value][c][filter]."""
+    cdef Py_ssize_t NR = 2 * lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
+    cdef real *a[TILE_MR]
+    cdef real *c[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0)
+    for value in range(s.n * s.n):
+        for p in range(panel, panel_end):
+            for i in range(blocks):
+                first = tiles * i // blocks
+                rows = tiles * (i + 1) // blocks - first
+                for m in range(rows):
+                    a[m] = V + value * z.v_step + (first + m) * z.C
+                    c[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
+                tile_by_rows(rows, 1, s.src.depth, a, U + value * z.u_step + p * z.u_panel, NR, c,
+                             NR if s.dst.depth - p * NR > NR // 2 else NR // 2, &e)
+
+
+# ---------------------------------------------------------------- grad_w
+cdef struct Corners:
+    # A task of grad_w holds the sums of a corner of channels x filters for all values.
+    Py_ssize_t C, K                   # its sides
+    Py_ssize_t across, down           # corners along the filters and along the channels
+    Py_ssize_t tiles                  # in a block
+    Py_ssize_t v_step, d_step, m_step
+    Py_ssize_t ld                     # K of one group rounded up to whole panels
+    Py_ssize_t patch, scratch
+
+
+@cython.final
+cdef class WeightGradient:
+    """grad_w of a forward convolution, its tiles cut into `parts` that are summed one after the other."""
+    cdef Winograd forward
+    cdef Py_ssize_t parts
+
+    def __init__(self, Winograd forward, Py_ssize_t parts):
+        self.forward, self.parts = forward, parts
+
+    def run(self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads):
+        if cnp.PyArray_TYPE(dw) == cnp.NPY_FLOAT32:
+            weight_gradient[float](self, src, dy, dw, threads, NULL)
+        else:
+            weight_gradient[double](self, src, dy, dw, threads, NULL)
+
+
+cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
+    cdef Corners z
+    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real))
+    z.ld = ceil_div(s.dst.depth, NR) * NR
+    z.C = least(ceil_div(s.src.depth, VL) * VL, 4 * VL)
+    z.K = least(z.ld, most(NR, room // z.C // NR * NR))
+    z.down, z.across = ceil_div(s.src.depth, z.C), ceil_div(z.ld, z.K)
+    z.tiles = least(32, s.N * s.tiles_h * s.tiles_w)
+    z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
+    z.m_step = odd_lines(z.C * z.K, like)
+    z.patch = s.n * ((least(z.tiles, s.tiles_w) - 1) * s.m + s.n) * VL
+    z.scratch = aligned((values * (z.v_step + z.d_step + z.m_step) + z.patch) * sizeof(real))
+    return z
+
+
+cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
+    cdef Shape *s = &self.forward.s
+    cdef Corners z = plan_corners(s, like)
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, size = s.r * s.r * s.src.depth * z.ld, i, p, g, c, k, C = s.src.depth
+    cdef Py_ssize_t tasks = self.parts * s.groups * z.down * z.across
+    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *x = data(src, like)
+    cdef real *d = data(dy, like)
+    cdef real *out = data(dw, like)
+    cdef real *result = data(sums, like)
+    cdef bint parallel = threads > 1
+    with nogil:
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            k, c = i % z.across * z.K, i // z.across % z.down * z.C
+            g, p = i // z.across // z.down % s.groups, i // z.across // z.down // s.groups
+            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, c, least(C, c + z.C), k,
+                       least(s.dst.depth, k + z.K), total * p // self.parts, total * (p + 1) // self.parts,
+                       space + threadid() * z.scratch)
+        for i in prange(s.groups * C, num_threads=threads, schedule="static", use_threads_if=parallel):
+            write_weights(s, result + i // C * size, s.groups * size, self.parts, z.ld, out, i // C, i % C)
+
+
+cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t c, Py_ssize_t c_end,
+                     Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end, char *scratch) noexcept nogil:
+    """result[tap][channel][filter] of channels c to c_end and filters k to k_end, over tiles q to q_end."""
+    cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end
+    cdef real *V = <real *> scratch
+    cdef real *D = V + values * z.v_step
+    cdef real *M = D + values * z.d_step
+    cdef real *patch = M + values * z.m_step
+    cdef unsigned int before = flush_denormals()
+    memset(M, 0, values * z.m_step * sizeof(real))
+    while q < q_end:
+        end = least(q_end, q + z.tiles)
+        transform_data(s, &s.src, s.top, s.left, 0, src, g, q, end, c, c_end, V, z.C, z.v_step, patch)
+        transform_data(s, &s.dst, 0, 0, <int> s.m, dy, g, q, end, k, k_end, D, z.K, z.d_step, patch)
+        add_products(s, z, V, D, M, end - q, c_end - c, k_end - k)
+        q = end
+    for i in range(c_end - c):
+        for v in range(ceil_div(k_end - k, VL)):
+            j = v * VL
+            winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, result + (c + i) * z.ld + k + j,
+                            s.r * s.src.depth * z.ld, s.src.depth * z.ld, NULL, 0)
+    restore_denormals(before)
+
+
+cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize_t tiles, Py_ssize_t channels,
+                       Py_ssize_t filters) noexcept nogil:
+    """M[value][c][k] += sum over tiles of V[value][tile][c] * D[value][tile][k]."""
+    cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, blocks = ceil_div(channels, TILE_MR)
+    cdef real *a
+    cdef real *c[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, 1, 0)
+    for value in range(s.n * s.n):
+        for i in range(blocks):
+            first = channels * i // blocks
+            rows = channels * (i + 1) // blocks - first
+            a = V + value * z.v_step + first
+            for p in range(ceil_div(filters, NR)):
+                k = p * NR
+                for m in range(rows):
+                    c[m] = M + value * z.m_step + (first + m) * z.K + k
+                tile_by_columns(rows, 1, tiles, &a, z.C, D + value * z.d_step + k, z.K, c,
+                                NR if filters - k > NR // 2 else NR // 2, &e)
+
+
+cdef void write_weights(Shape *s, real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, real *out, Py_ssize_t g,
+                        Py_ssize_t c) noexcept nogil:
+    """Adds the parts of channel c in order, each `size` after the one before, and puts them where the layout wants them."""
+    cdef Py_ssize_t taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, t, k, p
+    cdef real *row
+    for t in range(taps):
+        row = sums + (t * C + c) * ld
+        for p in range(1, parts):
+            for k in range(K):
+                row[k] += row[p * size + k]
+        if s.dst.nchw:
+            for k in range(K):
+                out[((g * K + k) * C + c) * taps + t] = row[k]
+        else:
+            copy(out + ((t * C + c) * s.groups + g) * K, row, K, 1)
