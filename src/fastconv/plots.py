@@ -52,12 +52,9 @@ def _log(axes: Any, which: str) -> None:
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if name in which:
             getattr(axes, f"set_{name}scale")("log")
+            axis.set_major_locator(ticker.LogLocator(subs=(1,) if name == "x" else (1, 2, 5)))
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            few = ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5))
-            axis.set_minor_formatter(
-                ticker.FuncFormatter(lambda value, place, few=few: f"{value:g}" if few(value, place) else "")
-            )
-            few.set_axis(axis)
+            axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _legend(axes: Any, **how: Any) -> None:

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --faint: #66707d; --line: #dde2e8; --paper: #ffffff; --card: #f6f8fa; }
+:root { color-scheme: light dark; --ink: #1c2430; --faint: #66707d; --line: #dde2e8;
+  --paper: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6eaf0; --faint: #98a3b0; --line: #2c3541; --paper: #12171d; --card: #1a212a; }
 }

@@ -1,0 +1,133 @@
+"""What the command line trains with, models, optimizers and schedules by name, and the folder that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checks, deconvnet, models, optim, plots, report, schedules
+from .batches import Augmentation, Flip, Normalise, Shift, Warp
+from .data import Dataset
+from .history import History
+from .layers import Conv2D, Sequential
+
+# name: (class, rate that suits the default job)
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {
+    "sgd": (optim.SGD, 0.05),
+    "momentum": (optim.Momentum, 0.01),
+    "nesterov": (optim.Nesterov, 0.01),
+    "adagrad": (optim.AdaGrad, 0.01),
+    "rmsprop": (optim.RMSProp, 0.001),
+    "adam": (optim.Adam, 0.001),
+    "adamw": (optim.AdamW, 0.001),
+}
+MODELS = models.BUILDERS
+SCHEDULES: dict[str, Callable[[float, int], Any]] = {
+    "constant": lambda lr, steps: lr,
+    "step": lambda lr, steps: schedules.StepDecay(lr, factor=0.5, every=max(1, steps // 8)),
+    "exponential": lambda lr, steps: schedules.ExponentialDecay(lr, math.log(100) / steps),
+    "inverse": lambda lr, steps: schedules.InverseTimeDecay(lr, 19 / steps),
+}
+
+
+def augmentation(data: Dataset) -> list[Augmentation]:
+    """What leaves the label as it is: digits are turned and bent a little, photographs shifted and mirrored."""
+    if data.input_shape[2] == 1:
+        return [Warp(rotate=12, scale=0.15, shear=0.15, shift=2, bend=0.8)]
+    return [Shift(max(1, data.input_shape[0] // 8)), Flip()]
+
+
+# ------------------------------------------------------------------------------------------------- a trained model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with what it needs to be used: how images are prepared, and the names of its classes."""
+
+    model: Sequential
+    prepare: Normalise
+    classes: tuple[str, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, which `models.load` reads too, and beside it model.json with the rest."""
+        models.save_weights(self.model, folder / "model.safetensors")
+        rest = {"classes": self.classes, "mean": self.prepare.mean, "std": self.prepare.std}
+        (folder / "model.json").write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Trained:
+        """Read what `save` wrote."""
+        file = Path(folder) / "model.json"
+        if not file.is_file():
+            raise FileNotFoundError(checks.message("load", f"{folder} is no folder that train left", f"{file}"))
+        try:
+            rest = json.loads(file.read_text(encoding="utf-8"))
+            prepare = Normalise(tuple(map(float, rest["mean"])), tuple(map(float, rest["std"])))
+            classes = tuple(map(str, rest["classes"]))
+        except (ValueError, KeyError, TypeError) as problem:
+            raise checks.value_error("load", f"{file} is torn or foreign: {problem!r}", "train's own") from problem
+        return cls(models.load(Path(folder) / "model.safetensors"), prepare, classes)
+
+
+def make_model(name: str, input_shape: tuple[int, int, int], classes: int, seed: int) -> Sequential:
+    """The model called `name` for images of that shape."""
+    return MODELS[name](classes=classes, input_shape=input_shape, seed=seed)
+
+
+# -------------------------------------------------------------------------------------------------------- a folder
+
+
+def write_pictures(folder: Path, trained: Trained, data: Dataset, history: History) -> list[tuple[str, str, Path]]:
+    """Draw what applies to this model into `folder`; (heading, text, file) of each."""
+    model, x = trained.model, data.x_test[:512]
+    ready = trained.prepare(x)
+    known = deconvnet.spatial_layers(model)
+    convolutions = [i for i in known if isinstance(model.layers[i], Conv2D)]
+    made = [("Learning curves", "The light line is the loss of every single step.", "curves",
+             lambda: plots.learning_curves(history)),
+            ("The volume, layer by layer", "Heights are to scale; thickness grows with the root of the depth.",
+             "volume", lambda: plots.volume(model))]
+    if convolutions:
+        first, last = convolutions[0], _after(model, convolutions[-1], known)
+        made.append(("Filters of the first layer", "Blue is below zero, red above; three-channel filters in colour.",
+                     "filters", lambda: plots.filters(model, first)))
+        for i in dict.fromkeys((_after(model, first, known), last)):
+            made.append((f"Activation maps of layer {i}", "One test image; the maps stacked to a volume, then each.",
+                         f"maps-{i}", lambda i=i: plots.activation_maps(model, ready[:1], i)))
+        made.append(("What the deepest features see", "Strongest activations over test images, carried back to the "
+                     "image through switches and transposed filters (Zeiler and Fergus 2013).", "features",
+                     lambda: plots.projections(model, ready, last, images=x)))
+    done = []
+    for heading, text, name, draw in made:
+        draw().savefig(folder / f"{name}.png", dpi=120)
+        done.append((heading, text, folder / f"{name}.png"))
+    return done
+
+
+def _after(model: Sequential, layer: int, known: list[int]) -> int:
+    """The activation function behind a convolution, if there is one."""
+    behind = layer + 1
+    return behind if behind in known and model.layers[behind].kind in ("relu", "leaky_relu", "elu", "tanh") else layer
+
+
+def write_folder(
+    folder: Path, trained: Trained, data: Dataset, history: History, headline: str, facts: dict[str, Any]
+) -> None:
+    """Everything that `train` leaves behind: model, history, pictures and the report that holds them all."""
+    trained.save(folder)
+    history.to_csv(folder / "history.csv")
+    history.to_csv(folder / "steps.csv", per="step")
+    pictures = write_pictures(folder, trained, data, history)
+    title = f"{trained.model.config['model']} on {data.name}"
+    report.write(folder / "report.html", title, headline, facts, str(trained.model.summary()), pictures, history.epochs)
+
+
+def confusion(output: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """How often class i (row) was taken for class j (column)."""
+    return np.bincount(y * classes + output.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
