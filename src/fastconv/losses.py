@@ -54,7 +54,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     if labels.min() < 0 or labels.max() >= K:
         bad = labels[(labels < 0) | (labels >= K)][0]
         raise checks.value_error(where, "a label is no class", f"labels from 0 to {K - 1}", bad)
-    d = logits - logits.max(1, keepdims=True)
+    with np.errstate(over="ignore"):  # -inf is right where the difference is larger than any float
+        d = logits - logits.max(1, keepdims=True)
     rows = np.arange(N)
     right = d[rows, labels].astype(np.float64)
     np.exp(d, out=d)
