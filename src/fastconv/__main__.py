@@ -34,8 +34,8 @@ exit codes: 0 all went well, 1 an error (one line says which), 2 wrong usage, 13
 
 # What `train` does unless told otherwise, chosen on a part held out of the training images, never on the test images.
 DEFAULTS: dict[str, Any] = {
-    "data": "mnist5k", "size": None, "model": "lenet", "optimizer": "adam", "schedule": "exponential", "lr": None,
-    "epochs": 40, "batch_size": 64, "seed": 0, "holdout": 0.0, "patience": None, "target": None, "max_norm": None,
+    "data": "mnist5k", "size": None, "model": "lenet", "optimizer": "adam", "schedule": "cosine", "lr": None,
+    "epochs": 25, "batch_size": 64, "seed": 0, "holdout": 0.0, "patience": None, "target": None, "max_norm": None,
     "augment": True,
 }  # fmt: skip
 
@@ -388,8 +388,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=OPTIMIZERS, help=f"(default {d['optimizer']})")
     add("--lr", type=_positive, metavar="RATE", help="learning rate (default: one that suits the optimizer)")
     add("--schedule", choices=SCHEDULES, help=(
-        "how the rate falls: by half eight times (step), to a hundredth as a0 e^(-kt) (exponential), to a twentieth as "
-        f"a0/(1 + kt) (inverse); (default {d['schedule']})"))  # fmt: skip
+        "how the rate falls: to 0 along half a cosine, not at all (constant), by half eight times (step), to a hundredth "
+        f"as a0 e^(-kt) (exponential), to a twentieth as a0/(1 + kt) (inverse) (default {d['schedule']})"))  # fmt: skip
     add("--epochs", type=_count, metavar="N", help=f"how often each image is seen (default {d['epochs']})")
     add("--batch-size", type=_count, metavar="N", help=f"images in a minibatch (default {d['batch_size']})")
     add("--max-norm", type=_positive, metavar="NORM", help="clip the gradient to this norm")
