@@ -115,7 +115,8 @@ def test_info_shows_what_was_built():
     [
         (), ("fly",), ("layer", "--W1", "32"), ("layer", "--W1", "0", "--D1", "3", "-K", "1", "-F", "1"),
         ("train", "--epochs", "0"), ("train", "--optimizer", "magic"), ("train", "--lr", "-1"),
-        ("train", "--lr", "nan"), ("train", "--seed", "-1"), ("train", "--holdout", "1"), ("predict",), ("info", "--threads", "none"),
+        ("train", "--lr", "nan"), ("train", "--seed", "-1"),
+        ("train", "--holdout", "1"), ("predict",), ("info", "--threads", "none"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_told_with_code_2(capsys, arguments):

@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "mnist5k", "size": None, "model": "lenet", "optimizer": "adam", "schedule": "cosine", "lr": None,
     "epochs": 25, "batch_size": 64, "seed": 0, "holdout": 0.0, "patience": None, "target": None, "max_norm": None,
     "augment": True,
-}  # fmt: skip
+}
 
 
 def train(args: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def train(args: argparse.Namespace) -> int:
         held.x_train, held.y_train, batch_size=chosen["batch_size"], epochs=chosen["epochs"], stop=_stop(chosen),
         validation=(held.x_test, held.y_test), checkpoint=folder / "checkpoint.safetensors", resume=args.resume,
         seed=chosen["seed"], max_norm=chosen["max_norm"], augment=_augment(chosen, data),
-    )  # fmt: skip
+    )
     if history.stopped == CTRL_C:
         print(f"interrupted; go on with: python -m fastconv train --resume --out {folder}")
         return 130
@@ -136,7 +136,7 @@ def _finish(folder: Path, trainer: Any, trained: Any, data: Any, history: Any, c
             "training images": f"{len(data.x_train):,}", "time": f"{history.seconds:.1f} s", "ended": history.stopped,
             "parameters": f"{trained.model.flat_params.size:,}", **{k: v for k, v in chosen.items() if v is not None},
             "threads": fc.get_num_threads(), "instruction set": fc.isa(), "fastconv": fc.__version__,
-        }  # fmt: skip
+        }
         runs.write_folder(folder, trained, data, history, headline, facts)
     print(f"wrote {folder}: report.html (open it in a browser), pictures, history.csv, model.safetensors")
     return 0
@@ -166,7 +166,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if data.input_shape != trained.model.input_shape or len(data.classes) != len(trained.classes):
         raise value_error("evaluate", "the data does not fit the model",
                           f"images of {trained.model.input_shape}, {len(trained.classes)} classes",
-                          f"{data.input_shape}, {len(data.classes)} classes")  # fmt: skip
+                          f"{data.input_shape}, {len(data.classes)} classes")
     trainer = Trainer(trained.model, None, prepare=trained.prepare)
     scores = trainer.evaluate(data.x_test, data.y_test)
     print(data)
@@ -192,7 +192,8 @@ def predict(args: argparse.Namespace) -> int:
     from .data import read_image
 
     trained = runs.Trained.load(args.run)
-    x = np.stack([read_image(path, trained.model.input_shape) for path in args.images])
+    height, width, depth = trained.model.input_shape
+    x = np.stack([read_image(path, (height, width, depth)) for path in args.images])
     logits = trained.model.predict(trained.prepare(255 - x if args.invert else x)).astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     odds /= odds.sum(axis=1, keepdims=True)
@@ -212,7 +213,7 @@ def layer(args: argparse.Namespace) -> int:
     g = fc.ConvGeometry(
         W1=args.W1, H1=args.W1 if args.H1 is None else args.H1, D1=args.D1, K=args.K, F=args.F, S=args.S, P=P,
         dilation=args.dilation, groups=args.groups, fit=args.fit,
-    )  # fmt: skip
+    )
     print(g)
     print(f"  {g.flops:,} FLOPs an image forward, at least {g.bytes():,} bytes moved in float32")
     return 0
@@ -233,7 +234,7 @@ def race(args: argparse.Namespace) -> int:
     model = runs.make_model(args.model, data.input_shape, len(data.classes), args.seed)
     began = time.perf_counter()
     racers = run(model, held, prepare, args.optimizers, epochs=args.epochs, iterations=args.iterations,
-                 batch_size=args.batch_size, seed=args.seed)  # fmt: skip
+                 batch_size=args.batch_size, seed=args.seed)
     print(f"\n{table(racers)}\n\n{advice(racers)}\n")
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,11 +271,11 @@ def bench(args: argparse.Namespace) -> int:
              lambda x=x, w=w, P=P: reference.conv2d(x, w, P=P)),
             ("backward", 2, lambda dy=dy, x=x, w=w, P=P: fc.conv2d_backward(dy, x, w, P=P),
              lambda dy=dy, x=x, w=w, P=P: reference.conv2d_backward(dy, x, w, P=P)),
-        ):  # fmt: skip
+        ):
             fast, slow = _best(ours, theirs, args.seconds)
             ratios.append(slow / fast)
             print(f"{name:<28}{direction:<10}{slow * 1e3:>10.2f}{fast * 1e3:>13.2f}{slow / fast:>8.1f}"
-                  f"{factor * flops / fast / 1e9:>9.0f}")  # fmt: skip
+                  f"{factor * flops / fast / 1e9:>9.0f}")
     print(f"geometric mean {np.exp(np.mean(np.log(ratios))):.1f} times, {fc.get_num_threads()} threads, {fc.isa()}")
     return 0
 
@@ -334,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastconv", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
         description="ConvNets on a CPU: train one on real images, use it, and do the lecture's arithmetic.",
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"fastconv {fc.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -342,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(
             run.__name__, help=text, description=f"{text[0].upper()}{text[1:]}. {more}",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter if run is not train else argparse.HelpFormatter,
-        )  # fmt: skip
+        )
         made.set_defaults(command=run)
         return made
 
@@ -350,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
         train, "train a ConvNet and leave a folder with the model, its history, pictures and a report",
         "A minibatch goes forward through the layers, the loss is taken, its gradient goes backward, and the optimizer "
         "moves the parameters against it; an epoch shows every training image once.",
-    ))  # fmt: skip
+    ))
     made = command(evaluate, "measure a trained model on test images")
     made.add_argument("run", nargs="?", default=OUT, metavar="RUN", help="folder that train left")
     _data_options(made, None, "by default what it was trained on")
@@ -360,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--run", default=OUT, metavar="RUN", help="folder that train left")
     made.add_argument("--invert", action="store_true", help="dark on light: MNIST's digits are light on dark")
     _layer_options(command(layer, "print the lecture's arithmetic for a convolutional layer",
-                           "W2 = (W1 - F + 2P)/S + 1; a filter has F*F*D1 weights and a bias."))  # fmt: skip
+                           "W2 = (W1 - F + 2P)/S + 1; a filter has F*F*D1 weights and a bias."))
     _race_options(command(race, "run all optimizers, each with its best rate, from the same start on the same batches"))
     made = command(bench, "time fastconv beside the NumPy baseline on a few layers")
     made.add_argument("--seconds", type=_positive, default=0.5, help="for each line of the table, at least")
@@ -373,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
 def _data_options(parser: argparse.ArgumentParser, default: str | None, more: str = "") -> None:
     parser.add_argument("--data", default=default, metavar="PATH", help=(
         "mnist5k, or a folder of MNIST IDX files, CIFAR-10 batches, x_train.npy and y_train.npy, or one folder of "
-        f"images a class, or an .npz with x_train, y_train, x_test, y_test {more}"))  # fmt: skip
+        f"images a class, or an .npz with x_train, y_train, x_test, y_test {more}"))
     parser.add_argument("--size", type=_count, metavar="PIXELS", help="bring a folder of images to this size")
     parser.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling, augmentation and splits")
 
@@ -388,13 +389,14 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=OPTIMIZERS, help=f"(default {d['optimizer']})")
     add("--lr", type=_positive, metavar="RATE", help="learning rate (default: one that suits the optimizer)")
     add("--schedule", choices=SCHEDULES, help=(
-        "how the rate falls: to 0 along half a cosine, not at all (constant), by half eight times (step), to a hundredth "
-        f"as a0 e^(-kt) (exponential), to a twentieth as a0/(1 + kt) (inverse) (default {d['schedule']})"))  # fmt: skip
+        "how the rate falls: to 0 along half a cosine, not at all (constant), by half eight times (step), to a "
+        "hundredth as a0 e^(-kt) (exponential), to a twentieth as a0/(1 + kt) (inverse) "
+        f"(default {d['schedule']})"))
     add("--epochs", type=_count, metavar="N", help=f"how often each image is seen (default {d['epochs']})")
     add("--batch-size", type=_count, metavar="N", help=f"images in a minibatch (default {d['batch_size']})")
     add("--max-norm", type=_positive, metavar="NORM", help="clip the gradient to this norm")
     add("--holdout", type=_share_of, metavar="SHARE", help="share of the training images held out for validation; "
-        "without it the curves show the test images, and nothing is chosen by them")  # fmt: skip
+        "without it the curves show the test images, and nothing is chosen by them")
     add("--patience", type=_count, metavar="N", help="stop when the loss on held-out images falls no more for N epochs")
     add("--target", type=_share_of, metavar="SHARE", help="stop at this accuracy on held-out images, such as 0.98")
     add("--no-augment", dest="augment", action="store_false", default=None, help="show the images as they are")
@@ -423,7 +425,7 @@ def _race_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(seed=0)
     parser.add_argument("--model", choices=MODELS, default=DEFAULTS["model"], help="what to train")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME",
-                        help="which of sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw")  # fmt: skip
+                        help="which of sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw")
     parser.add_argument("--epochs", type=_count, default=5, metavar="N", help="of each run")
     parser.add_argument("--iterations", type=_count, default=100, metavar="N", help="for each rate in the search")
     parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images in a minibatch")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +235,7 @@ def batches(
         yield (prepare(xb) if prepare else np.ascontiguousarray(xb)), y[chosen]
 
 
-def prefetch(items: Iterable[Any], depth: int = 3) -> Iterator[Any]:
+def prefetch(items: Iterable[Any], depth: int = 3) -> Generator[Any, None, None]:
     """What `items` yields, made in a background thread, at most `depth` ahead.
 
     The thread ends with the items, with an error (which is raised here), or when this iterator is closed.

@@ -41,7 +41,7 @@ def save(path: str | Path, tree: dict[str, Any], kind: str) -> None:
     ImportError
         When safetensors is not installed (extra ``demo``).
     """
-    path, tensors = Path(path), {}
+    path, tensors = Path(path), dict[str, np.ndarray]()
     described = _pack(tree, "", tensors)
     header = {"format": FORMAT, "kind": kind, "crc32": _checksum(tensors), "tree": described}
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that the rest of a killed run is overwritten
@@ -125,7 +125,7 @@ def _unpack(node: Any, tensors: dict[str, np.ndarray]) -> Any:
 def _checksum(tensors: dict[str, np.ndarray]) -> int:
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].reshape(-1).view(np.uint8), zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), crc))
     return crc
 
 

@@ -134,7 +134,7 @@ def _load_folder(path: Path, size: int | tuple[int, int] | None, seed: int) -> D
     names = {entry.name for entry in path.iterdir()}
     if {"x_train.npy", "y_train.npy"} <= names:
         return npy_pairs(path, seed)
-    if any(_find_idx(path, *stem) for stem in _IDX_STEMS["x_train"]):
+    if _find_idx(path, _IDX_STEMS["x_train"]):
         return mnist_idx(path)
     for inner in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
         if any((inner / name).is_file() for name in ("data_batch_1.bin", "data_batch_1")):
@@ -223,17 +223,16 @@ def mnist5k() -> Dataset:
 
 
 _IDX_STEMS = {
-    "x_train": (("train-images", "idx3"),), "y_train": (("train-labels", "idx1"),),
-    "x_test": (("t10k-images", "idx3"),), "y_test": (("t10k-labels", "idx1"),),
+    "x_train": "train-images-idx3", "y_train": "train-labels-idx1",
+    "x_test": "t10k-images-idx3", "y_test": "t10k-labels-idx1",
 }
 _IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def _find_idx(folder: Path, part: str, rank: str) -> Path | None:
-    """train-images-idx3-ubyte, its dotted spelling, either with .gz."""
-    for joint in "-.":
-        for suffix in ("", ".gz"):
-            path = folder / f"{part}{joint}{rank}-ubyte{suffix}"
+def _find_idx(folder: Path, stem: str) -> Path | None:
+    """train-images-idx3-ubyte or train-images.idx3-ubyte, either with .gz."""
+    for name in (stem, stem.replace("-idx", ".idx")):
+        for path in (folder / f"{name}-ubyte", folder / f"{name}-ubyte.gz"):
             if path.is_file():
                 return path
     return None
@@ -290,22 +289,14 @@ def mnist_idx(folder: str | Path) -> Dataset:
     -------
     Dataset
     """
-    folder = Path(folder)
-    found = {}
-    for part, stems in _IDX_STEMS.items():
-        path = _find_idx(folder, *stems[0])
-        if path is None and part.endswith("train"):
-            missing = f"{stems[0][0]}-{stems[0][1]}-ubyte"
-            raise FileNotFoundError(message("mnist_idx", f"{folder} has no {missing} and no {missing}.gz"))
-        found[part] = read_idx(path) if path else None
-    for part in ("train", "test"):
-        x, y = found[f"x_{part}"], found[f"y_{part}"]
-        if x is not None and y is not None:
-            found[f"x_{part}"], found[f"y_{part}"] = _checked("mnist_idx", x, y, f"{folder} ({part})")
-    n_classes = int(found["y_train"].max()) + 1
-    classes = [str(k) for k in range(n_classes)]
-    name = f"IDX files in {folder.resolve().name}"
-    return _dataset(found["x_train"], found["y_train"], found["x_test"], found["y_test"], classes, name, 0)
+    folder, arrays = Path(folder), {}
+    for part, stem in _IDX_STEMS.items():
+        path = _find_idx(folder, stem)
+        if path is not None:
+            arrays[part] = read_idx(path)
+        elif part.endswith("train"):
+            raise FileNotFoundError(message("mnist_idx", f"{folder} has no {stem}-ubyte and no {stem}-ubyte.gz"))
+    return _from_arrays("mnist_idx", arrays, str(folder), f"IDX files in {folder.resolve().name}", 0)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -503,8 +494,8 @@ def image_folder(path: str | Path, *, size: int | tuple[int, int] | None = None,
         raise value_error("image_folder", rule, "two classes or more, of two images or more", found)
     size, mode = _common_size(files, size)
     x, y = zip(*(_read_images(part, size, mode) for part in files), strict=True)
-    test = (x[1], y[1]) if len(parts) == 2 else (None, None)
-    return _dataset(x[0], y[0], *test, names, f"images in {path.resolve().name}", seed)
+    x_test, y_test = (x[1], y[1]) if len(parts) == 2 else (None, None)
+    return _dataset(x[0], y[0], x_test, y_test, names, f"images in {path.resolve().name}", seed)
 
 
 def read_image(path: str | Path, input_shape: tuple[int, int, int]) -> Array:

@@ -144,13 +144,14 @@ def _back(layer: Layer, signal: Array, shape: tuple[int, ...], switch: Array | N
     if isinstance(layer, Conv2D):
         if layer.activation:
             signal = np.maximum(signal, 0)
-        return ops.conv_transpose2d(signal, layer.w, output_padding=_left_over(layer), **layer._args)
+        how: dict[str, Any] = layer._args
+        return ops.conv_transpose2d(signal, layer.w, output_padding=_left_over(layer), **how)
     return signal if isinstance(layer, Dropout) else np.maximum(signal, 0)
 
 
 def _left_over(layer: Conv2D) -> tuple[int, int]:
     """Rows and columns of the input that no window reached."""
-    w = layer.geometry.window
+    w: Any = layer.geometry and layer.geometry.window
     H1, W1 = layer.input_shape[:2]
     reach = [
         (n2 - 1) * s - sum(p) + d * (f - 1) + 1

@@ -417,7 +417,7 @@ def volume(model: Sequential) -> Any:
 
 
 def _word(layer: Layer) -> str:
-    if isinstance(layer, Conv2D):
+    if isinstance(layer, Conv2D) and layer.geometry:
         return f"{layer.kind.replace('_', ' ')} {layer.geometry.window.F[0]}x{layer.geometry.window.F[1]}"
     return {"max_pool": "max pool", "avg_pool": "avg pool", "global_avg_pool": "mean"}.get(layer.kind, layer.kind)
 

@@ -40,7 +40,7 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 def augmentation(data: Dataset) -> list[Augmentation]:
     """What leaves the label as it is: digits are turned and bent a little, photographs shifted and mirrored."""
     if data.input_shape[2] == 1:
-        return [Warp(rotate=12, scale=0.15, shear=0.15, shift=2, bend=0.8)]
+        return [Warp(rotate=12, scale=0.15, shear=0.15, shift=2, bend=1.0)]
     return [Shift(max(1, data.input_shape[0] // 8)), Flip()]
 
 
@@ -90,23 +90,24 @@ def write_pictures(folder: Path, trained: Trained, data: Dataset, history: Histo
     ready = trained.prepare(x)
     known = deconvnet.spatial_layers(model)
     convolutions = [i for i in known if isinstance(model.layers[i], Conv2D)]
-    made = [("Learning curves", "The light line is the loss of every single step.", "curves",
-             lambda: plots.learning_curves(history)),
-            ("The volume, layer by layer", "Heights are to scale; thickness grows with the root of the depth.",
-             "volume", lambda: plots.volume(model))]
+    figures = {
+        "curves": ("Learning curves", "The light line is the loss of every step.", plots.learning_curves(history)),
+        "volume": ("The volume, layer by layer", "Heights are to scale; thickness grows with the root of the depth.",
+                   plots.volume(model)),
+    }
     if convolutions:
         first, last = convolutions[0], _after(model, convolutions[-1], known)
-        made.append(("Filters of the first layer", "Blue is below zero, red above; three-channel filters in colour.",
-                     "filters", lambda: plots.filters(model, first)))
+        figures["filters"] = ("Filters of the first layer", "Blue is below zero, red above; three channels as colours.",
+                              plots.filters(model, first))
         for i in dict.fromkeys((_after(model, first, known), last)):
-            made.append((f"Activation maps of layer {i}", "One test image; the maps stacked to a volume, then each.",
-                         f"maps-{i}", lambda i=i: plots.activation_maps(model, ready[:1], i)))
-        made.append(("What the deepest features see", "Strongest activations over test images, carried back to the "
-                     "image through switches and transposed filters (Zeiler and Fergus 2013).", "features",
-                     lambda: plots.projections(model, ready, last, images=x)))
+            figures[f"maps-{i}"] = (f"Activation maps of layer {i}", "For a test image: as a volume, and each.",
+                                    plots.activation_maps(model, ready[:1], i))
+        figures["features"] = (f"What the features of layer {last} see", "Their strongest activations on test images, "
+                               "carried back to the image by switches and transposed filters (Zeiler and Fergus 2013).",
+                               plots.projections(model, ready, last, images=x))
     done = []
-    for heading, text, name, draw in made:
-        draw().savefig(folder / f"{name}.png", dpi=120)
+    for name, (heading, text, figure) in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
         done.append((heading, text, folder / f"{name}.png"))
     return done
 
@@ -125,7 +126,7 @@ def write_folder(
     history.to_csv(folder / "history.csv")
     history.to_csv(folder / "steps.csv", per="step")
     pictures = write_pictures(folder, trained, data, history)
-    title = f"{trained.model.config['model']} on {data.name}"
+    title = f"{(trained.model.config or {}).get('model', 'model')} on {data.name}"
     report.write(folder / "report.html", title, headline, facts, str(trained.model.summary()), pictures, history.epochs)
 
 

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------- private
 
-    def _ahead(self, x: Array, y: Array, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    def _ahead(self, x: Array, y: Array, batch_size: int) -> Generator[Any, None, None]:
         return prefetch(batches(x, y, batch_size, shuffle=False, prepare=self.prepare))
 
     def _count(self, tally: _Run, loss: float, output: Array, y: Array) -> dict[str, float]:

@@ -21,7 +21,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memcpy, memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, copy, data, flush_denormals, lanes, real, restore_denormals, tile_by_columns, tile_by_rows, transpose,
+    Epilogue, TILE_MR, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -30,24 +30,7 @@ cnp.import_array()
 
 cdef enum:
     L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
-    CACHE_LINE = 64
     CHANNEL_BLOCK = 16  # of grad_w: channels packed side by side, the rows of its tiles
-
-
-cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return (a + b - 1) // b
-
-
-cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a > b else b
-
-
-cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
-    return ceil_div(bytes, CACHE_LINE) * CACHE_LINE
 
 
 cdef struct Shape:
@@ -290,7 +273,7 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Py_ssize_t batch = s.N * s.groups * panels
     cdef Py_ssize_t cuts = 1 if threads == 1 or batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, batch))
     cdef Py_ssize_t tasks = batch * cuts
-    cdef Py_ssize_t table = aligned((s.T + 2) * NR * 4 * sizeof(Py_ssize_t))
+    cdef Py_ssize_t table = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t))
     cdef Py_ssize_t scratch = table + aligned(channels * s.T * NR * sizeof(real)) + aligned(TILE_MR * NR * sizeof(real))
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -335,7 +318,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     """Pixels q to q + n_pixels of the grid of one picture and group, all channels, filters k to k_end."""
     cdef Py_ssize_t NR = 2 * lanes(src), depth = s.C * s.T, blocks = ceil_div(k_end - k, TILE_MR), i, m, c, first, n_rows, n
     cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
-    cdef real *panel = <real *> (scratch + aligned((s.T + 2) * NR * 4 * sizeof(Py_ssize_t)))
+    cdef real *panel = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
     cdef real *result = panel + channels * s.T * NR
     cdef real *a[TILE_MR]
     cdef real *target[TILE_MR]
@@ -468,7 +451,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef Shape *s = &self.forward.s
     cdef Strips z = plan_strips(s, self.cuts, like)
     cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * self.cuts, rows = s.N * s.rows
-    cdef Py_ssize_t scratch = strip_bytes(s, &z, self.cuts, like), channel_blocks = ceil_div(s.C, CHANNEL_BLOCK), i, p, g, cut
+    cdef Py_ssize_t scratch = strip_bytes(s, &z, self.cuts, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -485,9 +468,8 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
                           rows * (p + 1) // self.parts, z.panels * cut // self.cuts, z.panels * (cut + 1) // self.cuts,
                           space + threadid() * scratch)
         for i in prange(s.groups * channel_blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
-            g, cut = i // channel_blocks, i % channel_blocks * CHANNEL_BLOCK
-            write_weights(s, total + g * size, s.groups * size, self.parts, z.ld, out, nchw, g, cut,
-                          least(s.C, cut + CHANNEL_BLOCK))
+            g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
+            write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut)
 
 
 cdef Strips plan_strips(Shape *s, Py_ssize_t cuts, real *like) noexcept nogil:
@@ -628,26 +610,6 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
                     for c in range(channels):
                         x[v * z.block + c] = at[c * s.Hs * s.Ws + v * step]
         x += z.block_size
-
-
-cdef void write_weights(Shape *s, real *total, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, real *out, bint nchw,
-                        Py_ssize_t g, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
-    """Adds the parts, each `size` after the one before, in order, and puts the sums where the layout wants them."""
-    cdef Py_ssize_t t, k, p, i
-    cdef real *row
-    for t in range(s.T):
-        for i in range(c, c_end):
-            row = total + (t * s.C + i) * ld
-            for p in range(1, parts):
-                for k in range(s.K):
-                    row[k] += row[p * size + k]
-            if not nchw:
-                copy(out + ((s.tap[t] * s.C + i) * s.groups + g) * s.K, row, s.K, 1)
-    if nchw:
-        for k in range(s.K):
-            for i in range(c, c_end):
-                for t in range(s.T):
-                    out[((g * s.K + k) * s.C + i) * s.window + s.tap[t]] = total[(t * s.C + i) * ld + k]
 
 
 # ---------------------------------------------------------------- the explicit im2col

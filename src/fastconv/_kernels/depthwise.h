@@ -94,13 +94,13 @@ typedef const REAL *const *const *CAT(dw_tables);
 
 /* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c. */
 INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
-                           CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, ptrdiff_t c,
+                           CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, ptrdiff_t c,
                            REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
     VEC acc[DW_MOST], wt[DW_WIDEST];
     const VEC start = bias ? CAT(dw_load)(bias + c, left) : CAT(splat)(0);
     UNROLL for (int m = 0; m < columns; m++) acc[m] = start;
     for (ptrdiff_t r = 0; r < runs; r++) {
-        const REAL *const *p = x[r] + at;
+        const REAL *const *p = x[r];
         UNROLL for (int j = 0; j < width; j++) wt[j] = CAT(dw_load)(w[r] + j * w_step + c, left);
         if (width == 1) {
             UNROLL for (int m = 0; m < columns; m++) acc[m] = CAT(fma)(wt[0], CAT(dw_load)(p[m * step] + c, left), acc[m]);
@@ -118,12 +118,12 @@ INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_s
 
 /* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c]. */
 INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
-                                CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, ptrdiff_t c,
+                                CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t step, ptrdiff_t c,
                                 const REAL *dy, ptrdiff_t dy_step) {
     VEC g[DW_MOST], acc[DW_WIDEST];
     UNROLL for (int m = 0; m < columns; m++) g[m] = CAT(dw_load)(dy + m * dy_step + c, left);
     for (ptrdiff_t r = 0; r < runs; r++) {
-        const REAL *const *p = x[r] + at;
+        const REAL *const *p = x[r];
         UNROLL for (int j = 0; j < width; j++) acc[j] = CAT(dw_load)(dw[r] + j * w_step + c, left);
         if (width == 1) {
             UNROLL for (int m = 0; m < columns; m++) acc[0] = CAT(fma)(g[m], CAT(dw_load)(p[m * step] + c, left), acc[0]);
@@ -138,21 +138,21 @@ INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int kn
     }
 }
 
-#define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t at, ptrdiff_t step, \
+#define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, \
                      ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu
 #define DW_DEFINE(width, known_step, m) \
     static void CAT(dw_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, at, step, c, y, y_step, bias, relu); \
+            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu); \
         if (width == 1 && c < end) \
-            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, at, step, c, y, y_step, bias, relu); \
+            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu); \
     } \
     static void CAT(dw_grad_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels_grad)(m, width, known_step, VL, runs, x, w, w_step, at, step, c, y, y_step); \
-        if (width == 1 && c < end) CAT(dw_pixels_grad)(m, 1, 1, end - c, runs, x, w, w_step, at, step, c, y, y_step); \
+            CAT(dw_pixels_grad)(m, width, known_step, VL, runs, x, w, w_step, step, c, y, y_step); \
+        if (width == 1 && c < end) CAT(dw_pixels_grad)(m, 1, 1, end - c, runs, x, w, w_step, step, c, y, y_step); \
     }
 #define DW_DEFINE_11(m) DW_DEFINE(1, 1, m)
 #define DW_DEFINE_21(m) DW_DEFINE(2, 1, m)
@@ -172,12 +172,14 @@ typedef void (*CAT(dw_function))(DW_ARGUMENTS);
                         DW_LIST(name, 3_2)}
 static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
-/* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. */
-static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, DW_ARGUMENTS) {
+/* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
+ * the pointers in x along. */
+static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step, ptrdiff_t step,
+                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
     for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
-        CAT(dw_rows)[grad][kind][m](runs, x, w, w_step, at, step, begin, end, y, y_step, bias, relu);
-        at += m * step;
+        CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu);
+        for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;
     }

@@ -19,10 +19,10 @@ cnp.import_array()
 
 cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
-    void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, const float ***x, float **w, Py_ssize_t w_step, Py_ssize_t at,
-                    Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu)
-    void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, const double ***x, double **w, Py_ssize_t w_step, Py_ssize_t at,
-                    Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu)
+    void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
+                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu)
+    void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
+                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
     void dw_dot_f32(Py_ssize_t taps, const float **x, const float *dy, Py_ssize_t n, float *acc)
@@ -34,7 +34,8 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
-    BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
+    BLOCK_BYTES = 1 << 8   # of a pixel that are taken at a time
+    STRIP_BYTES = 3 << 13  # of the rows that a strip of results meets
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
@@ -48,7 +49,8 @@ cdef struct Axis:
     Py_ssize_t F, S, pad, dilation
     bint back                         # the gradient by the picture: reads dy, writes dx
     Py_ssize_t in_step, out_step      # cell written q * out_step + phase reads cells q * in_step + offset
-    Py_ssize_t first, last            # least and largest offset / in_step, rounded down, of all phases and taps
+    Py_ssize_t near, far              # least and largest offset of all phases and taps
+    Py_ssize_t first, last            # the same, divided by in_step and rounded down
 
 
 cdef inline Py_ssize_t floor_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -80,36 +82,132 @@ cdef Axis make_axis(Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t F, Py_ssize_t 
     a.n_in, a.n_out, a.F, a.S, a.pad, a.dilation, a.back = n_in, n_out, F, S, pad, dilation, back
     a.in_step = 1 if back else S
     a.out_step = S if back else 1
-    a.first, a.last = 0, 0
+    a.near, a.far = 0, 0
     for phase in range(min(a.out_step, n_out)):
         for tap in range(F):
             if meets(&a, phase, tap, &offset):
-                offset = floor_div(offset, a.in_step)
-                a.first = min(a.first, offset) if found else offset
-                a.last = max(a.last, offset) if found else offset
+                a.near = min(a.near, offset) if found else offset
+                a.far = max(a.far, offset) if found else offset
                 found = True
+    a.first, a.last = floor_div(a.near, a.in_step), floor_div(a.far, a.in_step)
     return a
 
 
 # ----------------------------------------------------------------------------------------------------------------- NHWC
 
-cdef struct Tables:  # one thread's
-    void **zeros              # a row of zeros, for the padding
-    Py_ssize_t depth          # numbers of a pixel
-    Py_ssize_t kept           # rows of the picture whose tables are kept
-    Py_ssize_t width          # pixels of a row with its padding
-    void **row                # the rows that are kept, each in the place of its number modulo `kept`
-    void **table              # [kept][width] pointers to their pixels
-    void ***tap_x             # single taps: where their pixels begin in a table, and their weights
+cdef struct Tables:  # of one thread
+    void *zeros               # a pixel of the padding
+    Py_ssize_t kept, width    # rows of the picture whose tables are kept; pixels of a row that a strip meets
+    void **row                # which row lies in each place: its number modulo `kept`
+    void **table              # [kept][width] where the pixels are
+    void **tap_x              # single taps: the place in a table where their pixels begin, and their weights
     void **tap_w
-    void ***run_x             # runs of neighbouring taps, likewise
+    void **run_x              # runs of neighbouring taps, likewise
     void **run_w
 
 
-cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t C, Py_ssize_t itemsize) noexcept nogil:
-    cdef Py_ssize_t kept = h.last - h.first + 1 if not h.back else h.last - h.first + 2
-    cdef Py_ssize_t width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
-    return ((h.F * v.F * 4 + kept * (width + 1)) * sizeof(void *) + C * itemsize + 127) // 64 * 64
+cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t strip, Py_ssize_t pixel_bytes) noexcept:
+    cdef Py_ssize_t kept = h.far - h.near + 1, width = (strip - 1) * v.in_step + v.far - v.near + 1
+    return (sizeof(Tables) + (4 * h.F * v.F + kept * (width + 1)) * sizeof(void *) + pixel_bytes + 63) // 64 * 64
+
+
+cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t strip, Py_ssize_t pixel_bytes) noexcept:
+    cdef Tables *t = <Tables *> at
+    cdef Py_ssize_t taps = h.F * v.F
+    t.kept, t.width = h.far - h.near + 1, (strip - 1) * v.in_step + v.far - v.near + 1
+    t.row = <void **> (at + sizeof(Tables))
+    t.table = t.row + t.kept
+    t.tap_x = t.table + t.kept * t.width
+    t.tap_w, t.run_x, t.run_w = t.tap_x + taps, t.tap_x + 2 * taps, t.tap_x + 3 * taps
+    t.zeros = t.run_w + taps
+    memset(t.row, 0, t.kept * sizeof(void *))
+    memset(t.zeros, 0, pixel_bytes)
+
+
+cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number, Py_ssize_t q) noexcept nogil:
+    """The table of a row of the picture, from the first pixel that any tap of place q meets."""
+    cdef void **table = t.table + number % t.kept * t.width
+    cdef Py_ssize_t i, near = q * v.in_step + v.near
+    cdef Py_ssize_t begin = min(max(-near, 0), t.width), end = max(begin, min(v.n_in - near, t.width))
+    row += near * depth
+    if t.row[number % t.kept] == row:
+        return table
+    t.row[number % t.kept] = row
+    for i in range(begin):
+        table[i] = t.zeros
+    for i in range(begin, end):
+        table[i] = row + i * depth
+    for i in range(end, t.width):
+        table[i] = t.zeros
+    return table
+
+
+cdef inline void pixels(bint grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
+                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu) noexcept nogil:
+    if real is float:
+        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu)
+    else:
+        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu)
+
+
+cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_t *step) noexcept nogil:
+    """How many taps this phase has if they meet cells side by side, else 1; the one that comes first, and the way to the next."""
+    cdef Py_ssize_t t, offset, before = 0, n = 0, last = 0
+    for t in range(a.F):
+        if not meets(a, phase, t, &offset):
+            continue
+        if n == 0:
+            tap[0] = t
+        elif offset != before + (-1 if a.back else 1):
+            return 1
+        else:
+            step[0] = t - last
+        n, before, last = n + 1, offset, t
+    if a.back and n > 1:
+        tap[0], step[0] = last, -step[0]
+    return n
+
+
+cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
+                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t q, Py_ssize_t strip, Py_ssize_t C, real *bias,
+                   bint relu) noexcept nogil:
+    """A strip of a row that is written, of C channels: places q to q + strip - 1 of each phase, the first of them at y.
+
+    With `grad` the weights are what is written, by adding.
+    """
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, full
+    cdef int kind
+    cdef void **table
+    for phase in range(min(v.out_step, v.n_out)):
+        n = min(strip, places(v, phase) - q)
+        if n <= 0:
+            continue
+        kind = dw_kind(neighbours(v, phase, &first_tap, &tap_step), v.in_step)
+        taps, runs = 0, 0
+        for i in range(h.F):
+            if not meets(h, row % h.out_step, i, &offset):
+                continue
+            in_row = row // h.out_step * h.in_step + offset
+            if in_row < 0 or in_row >= h.n_in:
+                continue
+            table = pixels_of(t, v, x + in_row * v.n_in * x_depth, x_depth, in_row, q)
+            for j in range(v.F):
+                if meets(v, phase, j, &offset):
+                    t.tap_x[taps], t.tap_w[taps] = table + offset - v.near, weights + (i * v.F + j) * w_depth
+                    if kind and j == first_tap:
+                        t.run_x[runs], t.run_w[runs] = t.tap_x[taps], t.tap_w[taps]
+                        runs += 1
+                    taps += 1
+        full = C // lanes * lanes if kind else 0
+        if full:
+            pixels(grad, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, v.in_step, 0, full,
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu)
+        if full < C:
+            pixels(grad, 0, n, taps, t.tap_x, t.tap_w, 0, v.in_step, full, C,
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu)
+
+
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
                      bint undo) noexcept nogil:
     """dst[p * dst_step + c * multiplier + k] = src[(k * n + p) * C + c]; with `undo` the other way."""
@@ -140,11 +238,22 @@ cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize
             dst[p * dst_step + c] = total
 
 
-cdef inline Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept nogil:
-    """Channels that are taken at a time: equal blocks of whole cache lines."""
-    cdef Py_ssize_t line = 64 // itemsize
-    cdef Py_ssize_t blocks = max(1, depth * itemsize // BLOCK_BYTES)
-    return ((depth + blocks - 1) // blocks + line - 1) // line * line
+cdef struct Blocks:  # what is worked on at a time, so that the rows under the window stay in the first-level cache
+    Py_ssize_t channels, n_channels   # of a block, and how many blocks there are
+    Py_ssize_t strip, n_strips
+
+
+cdef Blocks make_blocks(Axis *h, Axis *v, Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
+    cdef Blocks b
+    cdef Py_ssize_t line = 64 // itemsize, pixel, width = places(v, 0)
+    b.n_channels = max(1, depth * itemsize // BLOCK_BYTES)
+    b.channels = ((depth + b.n_channels - 1) // b.n_channels + line - 1) // line * line
+    b.n_channels = (depth + b.channels - 1) // b.channels
+    pixel = b.channels * itemsize * (h.F * v.in_step + h.out_step * v.out_step)
+    b.n_strips = (width + max(8, STRIP_BYTES // pixel) - 1) // max(8, STRIP_BYTES // pixel)
+    b.strip = min(width, ((width + b.n_strips - 1) // b.n_strips + 7) // 8 * 8)
+    b.n_strips = (width + b.strip - 1) // b.strip
+    return b
 
 
 cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
@@ -155,9 +264,10 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     grad_x in the depth of dy.
     """
     cdef bint back = h.back
-    cdef Py_ssize_t taps = h.F * v.F, K = D * m, block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
-    cdef Py_ssize_t x_depth = K if back else D, y_depth = D if back else K, lists = (5 * taps * 8 + 63) // 64 * 64
-    cdef Py_ssize_t row_size = 0 if m == 1 else v.n_out * block * m, own = lists + row_size * sizeof(real)
+    cdef Blocks b = make_blocks(h, v, D, sizeof(real))
+    cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K, strip = b.strip * v.out_step
+    cdef Py_ssize_t pixel_bytes = b.channels * sizeof(real) * (m if back else 1), lists = tables_bytes(h, v, b.strip, pixel_bytes)
+    cdef Py_ssize_t own = lists + (0 if m == 1 else strip * b.channels * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *by_filter = NULL
     if m > 1 and not back:
@@ -167,11 +277,14 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
         free(by_filter)
         raise MemoryError
     cdef real *filter_bias = NULL
-    cdef real *row_at
     cdef real *image
-    cdef Py_ssize_t item, n, c, C, row, k
+    cdef real *first
+    cdef real *buffer
+    cdef Py_ssize_t item, n, c, C, q, row, k, width
     cdef unsigned int before = 0
-    cdef Lists l
+    cdef Tables *t
+    for item in range(threads):
+        make_tables(scratch + item * own, h, v, b.strip, pixel_bytes)
     with nogil:
         if by_filter is not NULL:  # [filter of its channel][tap][channel]
             interleave(w, K, by_filter, taps, D, m, True)
@@ -180,26 +293,28 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 interleave(bias, K, filter_bias, 1, D, m, True)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
-            for item in prange(N * blocks * h.n_out, schedule="static"):
-                l = make_lists(scratch + threadid() * own, taps)
-                n, row = item // (blocks * h.n_out), item % h.n_out
-                c = item // h.n_out % blocks * block
-                C = min(block, D - c)
+            for item in prange(N * b.n_channels * b.n_strips * h.n_out, schedule="static"):
+                t = <Tables *> (scratch + threadid() * own)
+                buffer = <real *> (scratch + threadid() * own + lists)
+                row = item % h.n_out
+                q = item // h.n_out % b.n_strips * b.strip
+                c = item // (h.n_out * b.n_strips) % b.n_channels * b.channels
+                n = item // (h.n_out * b.n_strips * b.n_channels)
+                C = min(b.channels, D - c)
+                width = min(strip, v.n_out - q * v.out_step)
                 image = x + n * h.n_in * v.n_in * x_depth
-                row_at = y + (n * h.n_out + row) * v.n_out * y_depth
+                first = y + ((n * h.n_out + row) * v.n_out + q * v.out_step) * y_depth
                 if m == 1:
-                    nhwc_row(False, h, v, &l, image + c, D, w + c, D, row_at + c, D, row, C,
+                    nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, q, b.strip, C,
                              bias + c if bias is not NULL else NULL, relu)
                 elif back:
-                    nhwc_row(False, h, v, &l, image + c * m, K, w + c * m, K,
-                             <real *> (scratch + threadid() * own + lists), C * m, row, C * m, NULL, False)
-                    fold(row_at + c, D, <real *> (scratch + threadid() * own + lists), v.n_out, C, m)
+                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, q, b.strip, C * m, NULL, False)
+                    fold(first + c, D, buffer, width, C, m)
                 else:
                     for k in range(m):
-                        nhwc_row(False, h, v, &l, image + c, D, by_filter + k * taps * D + c, D,
-                                 <real *> (scratch + threadid() * own + lists) + k * v.n_out * C, C, row, C,
-                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
-                    interleave(row_at + c * m, K, <real *> (scratch + threadid() * own + lists), v.n_out, C, m, False)
+                        nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * width * C, C, row, q,
+                                 b.strip, C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
+                    interleave(first + c * m, K, buffer, width, C, m, False)
             restore_denormals(before)
     free(scratch)
     free(by_filter)
@@ -209,11 +324,11 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
 cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
                      int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel][tap][channel]."""
-    cdef Py_ssize_t taps = h.F * v.F, K = D * m, block = min(block_of(D, sizeof(real)), 4 * VECTOR_BYTES // <int> sizeof(real))
-    cdef Py_ssize_t blocks = (D + block - 1) // block, rows = N * h.n_out
-    cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t lists = (5 * taps * 8 + 63) // 64 * 64
-    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
+    cdef Blocks b = make_blocks(h, v, D, sizeof(real))
+    cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
+    cdef Py_ssize_t parts = max(1, min(PARTS // b.n_channels, rows * v.n_out // 128, rows))
+    cdef Py_ssize_t lists = tables_bytes(h, v, b.strip, b.channels * sizeof(real))
+    cdef Py_ssize_t own = lists + (0 if m == 1 else b.strip * b.channels * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef bint in_place = parts == 1 and m == 1
     cdef real *sums = dw if in_place else <real *> malloc(parts * taps * K * sizeof(real) + 64)
@@ -223,29 +338,36 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
             free(sums)
         raise MemoryError
     cdef real *own_sums
-    cdef real *row_at
-    cdef Py_ssize_t item, part, c, C, r, k, t, i
+    cdef real *first
+    cdef Py_ssize_t item, part, c, C, q, r, k, t, i, width, depth
     cdef unsigned int before = 0
     cdef real total
-    cdef Lists l
+    cdef Tables *tables
+    for item in range(threads):
+        make_tables(scratch + item * own, h, v, b.strip, b.channels * sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
-            for item in prange(blocks * parts, schedule="static"):
-                l = make_lists(scratch + threadid() * own, taps)
-                part, c = item // blocks, item % blocks * block
-                C = min(block, D - c)
+            for item in prange(b.n_channels * parts, schedule="static"):
+                tables = <Tables *> (scratch + threadid() * own)
+                part, c = item // b.n_channels, item % b.n_channels * b.channels
+                C = min(b.channels, D - c)
                 own_sums = sums + part * taps * K + c
                 for t in range(taps * m):
                     memset(own_sums + t * D, 0, C * sizeof(real))
-                for r in range(rows * part // parts, rows * (part + 1) // parts):
-                    row_at = dy + r * v.n_out * K + c * m
-                    if m > 1:
-                        interleave(row_at, K, <real *> (scratch + threadid() * own + lists), v.n_out, C, m, True)
-                        row_at = <real *> (scratch + threadid() * own + lists)
-                    for k in range(m):
-                        nhwc_row(True, h, v, &l, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
-                                 row_at + k * v.n_out * C, D if m == 1 else C, r % h.n_out, C, <real *> NULL, False)
+                for i in range(b.n_strips):
+                    q = i * b.strip
+                    width = min(b.strip, v.n_out - q)
+                    for r in range(rows * part // parts, rows * (part + 1) // parts):
+                        first = dy + (r * v.n_out + q) * K + c * m
+                        depth = D
+                        if m > 1:
+                            interleave(first, K, <real *> (scratch + threadid() * own + lists), width, C, m, True)
+                            first = <real *> (scratch + threadid() * own + lists)
+                            depth = C
+                        for k in range(m):
+                            nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
+                                     first + k * width * C, depth, r % h.n_out, q, b.strip, C, <real *> NULL, False)
             restore_denormals(before)
         if not in_place:
             for t in range(taps):

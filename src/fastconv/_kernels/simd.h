@@ -58,12 +58,13 @@ INLINE void CAT(store_part)(REAL *p, VEC v, ptrdiff_t n) {
 #endif
 }
 
-/* A square block turned over: dst[j * dst_stride + i] = src[i * src_stride + j] for i, j < VL.
+/* A block turned over: dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols, both at most VL.
  * log2(VL) rounds, each interleaving row i with row i + VL/2, so that after them lane i of row j has become lane j of row i. */
-INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *src, ptrdiff_t src_stride) {
+INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *src, ptrdiff_t src_stride, ptrdiff_t rows,
+                                 ptrdiff_t cols) {
 #if defined(__GNUC__)
     VEC a[VL], b[VL];
-    UNROLL for (int i = 0; i < VL; i++) a[i] = CAT(load)(src + i * src_stride);
+    UNROLL for (int i = 0; i < VL; i++) a[i] = i < rows ? CAT(load_part)(src + i * src_stride, cols) : CAT(splat)(0);
     UNROLL for (int round = 1; round < VL; round *= 2) {
         UNROLL for (int i = 0; i < VL / 2; i++) {
             b[2 * i] = INTERLEAVE_LOW(a[i], a[i + VL / 2]);
@@ -71,10 +72,11 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
         }
         UNROLL for (int i = 0; i < VL; i++) a[i] = b[i];
     }
-    UNROLL for (int i = 0; i < VL; i++) CAT(store)(dst + i * dst_stride, a[i]);
+    UNROLL for (int j = 0; j < VL; j++)
+        if (j < cols) CAT(store_part)(dst + j * dst_stride, a[j], rows);
 #else
-    for (int i = 0; i < VL; i++)
-        for (int j = 0; j < VL; j++) dst[j * dst_stride + i] = src[i * src_stride + j];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) dst[j * dst_stride + i] = src[i * src_stride + j];
 #endif
 }
 
@@ -83,18 +85,11 @@ static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL 
                            ptrdiff_t rows, ptrdiff_t cols) {
     for (ptrdiff_t i = 0; i < rows; i += VL) {
         for (ptrdiff_t j = 0; j < cols; j += VL) {
-            if (i + VL <= rows && j + VL <= cols) {
-                CAT(transpose_block)(dst + j * dst_stride + i, dst_stride, src + i * src_stride + j, src_stride);
-                continue;
-            }
-            REAL in[VL * VL], out[VL * VL];
             const ptrdiff_t n_rows = rows - i < VL ? rows - i : VL, n_cols = cols - j < VL ? cols - j : VL;
-            for (ptrdiff_t r = 0; r < n_rows; r++)
-                CAT(store)(in + r * VL, CAT(load_part)(src + (i + r) * src_stride + j, n_cols));
-            for (ptrdiff_t r = n_rows; r < VL; r++) CAT(store)(in + r * VL, CAT(splat)(0));
-            CAT(transpose_block)(out, VL, in, VL);
-            for (ptrdiff_t c = 0; c < n_cols; c++)
-                CAT(store_part)(dst + (j + c) * dst_stride + i, CAT(load)(out + c * VL), n_rows);
+            REAL *to = dst + j * dst_stride + i;
+            const REAL *from = src + i * src_stride + j;
+            if (n_rows == VL && n_cols == VL) CAT(transpose_block)(to, dst_stride, from, src_stride, VL, VL);
+            else CAT(transpose_block)(to, dst_stride, from, src_stride, n_rows, n_cols);
         }
     }
 }

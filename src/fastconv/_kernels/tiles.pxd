@@ -46,6 +46,23 @@ cdef struct Epilogue:
     int bias_by_row, accumulate, relu
 
 
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
+    """Rounded up to whole cache lines."""
+    return ceil_div(bytes, 64) * 64
+
+
 cdef inline real *data(cnp.ndarray array, real *like) noexcept:
     """Where an array's numbers begin; `like` only names the type."""
     return <real *> cnp.PyArray_DATA(array)
@@ -109,3 +126,36 @@ cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y
         winograd_result_f32(n, m, M, step, y, row, col, bias, relu)
     else:
         winograd_result_f64(n, m, M, step, y, row, col, bias, relu)
+
+
+cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,
+                               Py_ssize_t K, Py_ssize_t groups, real *out, bint nchw, Py_ssize_t g, Py_ssize_t c) noexcept nogil:
+    """A weight gradient's last step, for VL channels from c on of group g: add the parts in order, put them in place.
+
+    sums[part * size + (tap * C + channel) * ld + filter] becomes out[tap][channel][g, filter], or out[g, filter][channel][tap].
+    """
+    cdef Py_ssize_t VL = lanes(sums), n = least(VL, C - c), t, i, k, p, j, first, last
+    cdef real turned[16 * 32 * 16]  # [filter][tap][channel] of VL filters and up to 32 taps
+    cdef real *row
+    cdef real *to
+    for t in range(taps):
+        for i in range(c, c + n):
+            row = sums + (t * C + i) * ld
+            for p in range(1, parts):
+                for k in range(K):
+                    row[k] += row[p * size + k]
+            if not nchw:
+                copy(out + ((t * C + i) * groups + g) * K, row, K, 1)
+    if not nchw:
+        return
+    for first in range(0, taps, 32):
+        last = least(taps, first + 32)
+        for k in range(0, K, 1):
+            if k % VL == 0:
+                for t in range(first, last):
+                    transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + k, ld, n, least(VL, K - k))
+            row = turned + k % VL * 32 * VL
+            to = out + ((g * K + k) * C + c) * taps
+            for i in range(n):
+                for t in range(first, last):
+                    to[i * taps + t] = row[(t - first) * VL + i]

@@ -18,8 +18,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, copy, data, flush_denormals, lanes, real, restore_denormals, tile_by_columns, tile_by_rows, transpose,
-    winograd_data, winograd_filter, winograd_result,
+    Epilogue, TILE_MR, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -29,22 +28,6 @@ cnp.import_array()
 cdef enum:
     CACHE_LINE = 64
     FILTER_ROWS = 16  # channels whose filters a task transforms
-
-cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return (a + b - 1) // b
-
-
-cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a > b else b
-
-
-cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
-    return ceil_div(bytes, CACHE_LINE) * CACHE_LINE
-
 
 cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
     """Rounded up to an odd count of cache lines, so that equal places of the n*n values fall into different cache sets."""
@@ -109,45 +92,77 @@ cdef inline real *pixel(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssi
 cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
                      Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
     """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros outside the picture and past the last channel."""
-    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), lo = least(cols, most(0, -w)), i, j
-    cdef Py_ssize_t hi = most(lo, least(cols, p.W - w)), step = p.groups * p.depth
+    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), step = p.groups * p.depth, i, j
+    cdef Py_ssize_t left = least(cols, most(0, -w)), right = most(left, least(cols, p.W - w))
+    cdef Py_ssize_t top = least(rows, most(0, -h)), bottom = most(top, least(rows, p.H - h))
     cdef real *source
+    cdef real *row
+    cdef real *whole = patch + rows * cols * VL
+    cdef bint by_rows = p.nchw and right - left == p.W and p.W < 2 * VL  # short rows are turned over all at once
+    if by_rows:
+        transpose(whole, VL, pixel(p, at, n, g, h + top, 0, c), p.H * p.W, depth, (bottom - top) * p.W)
     for i in range(rows):
-        if not 0 <= h + i < p.H:
-            memset(patch, 0, cols * VL * sizeof(real))
+        row = patch + i * cols * VL
+        if i < top or i >= bottom:
+            memset(row, 0, cols * VL * sizeof(real))
+            continue
+        memset(row, 0, left * VL * sizeof(real))
+        memset(row + right * VL, 0, (cols - right) * VL * sizeof(real))
+        if depth < VL:
+            memset(row + left * VL, 0, (right - left) * VL * sizeof(real))
+        if by_rows:
+            for j in range(right - left):
+                copy(row + (left + j) * VL, whole + ((i - top) * p.W + j) * VL, depth, 1)
         elif p.nchw:
-            if depth < VL or hi - lo < cols:
-                memset(patch, 0, cols * VL * sizeof(real))
-            transpose(patch + lo * VL, VL, pixel(p, at, n, g, h + i, w + lo, c), p.H * p.W, depth, hi - lo)
+            transpose(row + left * VL, VL, pixel(p, at, n, g, h + i, w + left, c), p.H * p.W, depth, right - left)
         else:
-            if depth < VL or hi - lo < cols:
-                memset(patch, 0, cols * VL * sizeof(real))
             source = pixel(p, at, n, g, h + i, w, c)
-            for j in range(lo, hi):
-                copy(patch + j * VL, source + j * step, depth, 1)
-        patch += cols * VL
+            for j in range(left, right):
+                copy(row + j * VL, source + j * step, depth, 1)
 
 
 cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
                       Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
     """The other way: what of the patch lies inside the picture is written to it."""
-    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), inside = least(cols, p.W - w), i, j
+    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), right = least(cols, p.W - w), bottom = least(rows, p.H - h)
+    cdef Py_ssize_t i, j
     cdef real *target
-    for i in range(least(rows, p.H - h)):
+    if p.nchw and right == p.W and p.W < 2 * VL:
+        for i in range(1, bottom):  # close the gaps between short rows, to turn them over all at once
+            for j in range(right):
+                copy(patch + (i * right + j) * VL, patch + (i * cols + j) * VL, VL, 1)
+        transpose(pixel(p, at, n, g, h, 0, c), p.H * p.W, patch, VL, bottom * right, depth)
+        return
+    for i in range(bottom):
         target = pixel(p, at, n, g, h + i, w, c)
         if p.nchw:
-            transpose(target, p.H * p.W, patch + i * cols * VL, VL, inside, depth)
+            transpose(target, p.H * p.W, patch + i * cols * VL, VL, right, depth)
         else:
-            for j in range(inside):
+            for j in range(right):
                 copy(target + j * p.groups * p.depth, patch + (i * cols + j) * VL, depth, 1)
 
 
-cdef inline Py_ssize_t stretch(Shape *s, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t *n, Py_ssize_t *i, Py_ssize_t *j) noexcept nogil:
-    """Picture, row and column of tile q; returns how many tiles from q on stand in that row, q_end at most."""
-    j[0] = q % s.tiles_w
-    i[0] = q // s.tiles_w % s.tiles_h
-    n[0] = q // s.tiles_w // s.tiles_h
-    return least(s.tiles_w - j[0], q_end - q)
+cdef struct Rectangle:
+    # Tiles of one picture: a piece of one row of tiles, or several whole rows.
+    Py_ssize_t n, i, j                # picture, first row and first column of tiles
+    Py_ssize_t rows, cols
+
+
+cdef inline Rectangle rectangle(Shape *s, Py_ssize_t q, Py_ssize_t q_end) noexcept nogil:
+    """The largest one that begins with tile q, counted over the batch, and ends before q_end."""
+    cdef Rectangle a
+    a.j = q % s.tiles_w
+    a.i = q // s.tiles_w % s.tiles_h
+    a.n = q // s.tiles_w // s.tiles_h
+    a.cols = least(s.tiles_w - a.j, q_end - q)
+    a.rows = 1 if a.cols < s.tiles_w else least(s.tiles_h - a.i, (q_end - q) // s.tiles_w)
+    return a
+
+
+cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexcept nogil:
+    """Numbers that the patch of any rectangle of so many tiles takes, with room to turn short rows over."""
+    cdef Py_ssize_t cols = least(tiles, s.tiles_w), rows = most(1, least(tiles // cols, s.tiles_h)), extra = s.n - s.m
+    return 2 * (rows * s.m + extra) * (cols * s.m + extra) * lanes(like)
 
 
 cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
@@ -155,53 +170,63 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
                          real *patch) noexcept nogil:
     """V[value * step + tile * ld + channel - c] of tiles q to q_end, channels c to c_end: B' d B of the n x n pixels under each
     tile, or, with r > 0, G d G' of the r x r pixels in it."""
-    cdef Py_ssize_t VL = lanes(at), side = r if r else s.n, n, i, j, k, t, v, b, h, w, row, col, cols
+    cdef Py_ssize_t VL = lanes(at), extra = (r if r else s.n) - s.m, i, j, v, b, h, w, row, col, rows, cols
+    cdef Rectangle a
     cdef real *d
+    cdef real *to
     while q < q_end:
-        k = stretch(s, q, q_end, &n, &i, &j)
-        h, w, cols = i * s.m + top, j * s.m + left, (k - 1) * s.m + side
+        a = rectangle(s, q, q_end)
+        h, w, rows, cols = a.i * s.m + top, a.j * s.m + left, a.rows * s.m + extra, a.cols * s.m + extra
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
-            if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + side <= p.H and w + cols <= p.W:
-                d, col = pixel(p, at, n, g, h, w, b), p.groups * p.depth
+            if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
+                d, col = pixel(p, at, a.n, g, h, w, b), p.groups * p.depth
                 row = p.W * col
             else:
-                load_patch(p, at, n, g, h, w, side, cols, b, patch)
+                load_patch(p, at, a.n, g, h, w, rows, cols, b, patch)
                 d, col, row = patch, VL, cols * VL
-            for t in range(k):
-                if r:
-                    winograd_filter(<int> s.n, r, d + t * s.m * col, row, col, V + t * ld + b - c, step)
-                else:
-                    winograd_data(<int> s.n, d + t * s.m * col, row, col, V + t * ld + b - c, step)
-        V += k * ld
-        q += k
+            to = V + b - c
+            for i in range(a.rows):
+                for j in range(a.cols):
+                    if r:
+                        winograd_filter(<int> s.n, r, d + i * s.m * row + j * s.m * col, row, col, to, step)
+                    else:
+                        winograd_data(<int> s.n, d + i * s.m * row + j * s.m * col, row, col, to, step)
+                    to += ld
+        V += a.rows * a.cols * ld
+        q += a.rows * a.cols
 
 
 cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k, Py_ssize_t k_end,
                             real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu, real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + tile * ld + filter - k]."""
-    cdef Py_ssize_t VL = lanes(dst), n, i, j, t, v, b, h, w, row, col, cols, tiles
+    cdef Py_ssize_t VL = lanes(dst), i, j, v, b, h, w, row, col, rows, cols
     cdef Picture *p = &s.dst
+    cdef Rectangle a
     cdef real *y
+    cdef real *of
     cdef bint direct
     while q < q_end:
-        tiles = stretch(s, q, q_end, &n, &i, &j)
-        h, w, cols = i * s.m, j * s.m, tiles * s.m
+        a = rectangle(s, q, q_end)
+        h, w, rows, cols = a.i * s.m, a.j * s.m, a.rows * s.m, a.cols * s.m
         for v in range(ceil_div(k_end - k, VL)):
             b = k + v * VL
-            direct = not p.nchw and b + VL <= p.depth and h + s.m <= p.H and w + cols <= p.W
+            direct = not p.nchw and b + VL <= p.depth and h + rows <= p.H and w + cols <= p.W
             if direct:
-                y, col = pixel(p, dst, n, g, h, w, b), p.groups * p.depth
+                y, col = pixel(p, dst, a.n, g, h, w, b), p.groups * p.depth
                 row = p.W * col
             else:
                 y, col, row = patch, VL, cols * VL
-            for t in range(tiles):
-                winograd_result(<int> s.n, <int> s.m, M + t * ld + b - k, step, y + t * s.m * col, row, col,
-                                bias + b if bias != NULL else NULL, relu)
+            of = M + b - k
+            for i in range(a.rows):
+                for j in range(a.cols):
+                    winograd_result(<int> s.n, <int> s.m, of, step, y + i * s.m * row + j * s.m * col, row, col,
+                                    bias + b if bias != NULL else NULL, relu)
+                    of += ld
             if not direct:
-                store_patch(p, dst, n, g, h, w, s.m, cols, b, patch)
-        M += tiles * ld
-        q += tiles
+                store_patch(p, dst, a.n, g, h, w, rows, cols, b, patch)
+        M += a.rows * a.cols * ld
+        q += a.rows * a.cols
 
 
 # ---------------------------------------------------------------- forward and grad_x
@@ -234,7 +259,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.u_step = odd_lines(z.panels * z.u_panel, like)
     z.v_step = odd_lines(z.tiles * z.C, like)
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
-    z.patch = s.n * ((least(z.tiles, s.tiles_w) - 1) * s.m + s.n) * VL
+    z.patch = patch_size(s, z.tiles, like)
     z.scratch = aligned(values * (z.v_step + z.m_step) * sizeof(real)) + aligned(z.patch * sizeof(real))
     return z
 
@@ -379,7 +404,7 @@ cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
     z.tiles = least(32, s.N * s.tiles_h * s.tiles_w)
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
-    z.patch = s.n * ((least(z.tiles, s.tiles_w) - 1) * s.m + s.n) * VL
+    z.patch = patch_size(s, z.tiles, like)
     z.scratch = aligned((values * (z.v_step + z.d_step + z.m_step) + z.patch) * sizeof(real))
     return z
 
@@ -388,7 +413,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, like)
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, size = s.r * s.r * s.src.depth * z.ld, i, p, g, c, k, C = s.src.depth
-    cdef Py_ssize_t tasks = self.parts * s.groups * z.down * z.across
+    cdef Py_ssize_t tasks = self.parts * s.groups * z.down * z.across, blocks = ceil_div(C, lanes(like))
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -404,8 +429,10 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
             sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, c, least(C, c + z.C), k,
                        least(s.dst.depth, k + z.K), total * p // self.parts, total * (p + 1) // self.parts,
                        space + threadid() * z.scratch)
-        for i in prange(s.groups * C, num_threads=threads, schedule="static", use_threads_if=parallel):
-            write_weights(s, result + i // C * size, s.groups * size, self.parts, z.ld, out, i // C, i % C)
+        for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
+            g, c = i // blocks, i % blocks * lanes(like)
+            write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.r * s.r, C, s.dst.depth, s.groups, out,
+                          s.dst.nchw, g, c)
 
 
 cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t c, Py_ssize_t c_end,
@@ -450,20 +477,3 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize
                     c[m] = M + value * z.m_step + (first + m) * z.K + k
                 tile_by_columns(rows, 1, tiles, &a, z.C, D + value * z.d_step + k, z.K, c,
                                 NR if filters - k > NR // 2 else NR // 2, &e)
-
-
-cdef void write_weights(Shape *s, real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, real *out, Py_ssize_t g,
-                        Py_ssize_t c) noexcept nogil:
-    """Adds the parts of channel c in order, each `size` after the one before, and puts them where the layout wants them."""
-    cdef Py_ssize_t taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, t, k, p
-    cdef real *row
-    for t in range(taps):
-        row = sums + (t * C + c) * ld
-        for p in range(1, parts):
-            for k in range(K):
-                row[k] += row[p * size + k]
-        if s.dst.nchw:
-            for k in range(K):
-                out[((g * K + k) * C + c) * taps + t] = row[k]
-        else:
-            copy(out + ((t * C + c) * s.groups + g) * K, row, K, 1)
