@@ -153,10 +153,48 @@ def _im2col(p: Problem) -> Run:
     return run
 
 
+# ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
+# Cycles of a core, for vectors of VL numbers; only their ratios matter. Measured with bench/test_conv.py.
+TRANSFORM = {"data": 100, "filter": 75, "result": 75}  # of one 6 x 6 tile; a 4 x 4 tile takes 4/9 of that
+MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
+
+
+def _product(rows: float, k: float, cols: int, p: Problem) -> float:
+    """Cycles of a matrix product in register tiles: bound by arithmetic, loads or, with few sums, by latency."""
+    kernels = _kernels.kernel("conv")
+    VL, MR = kernels.VECTOR // np.dtype(p.dtype).itemsize, kernels.MR
+    vectors, blocks = -(-cols // VL), -(-rows // MR)
+    height, width = rows / blocks, min(vectors, 2)
+    return k * blocks * vectors / width * max(height * width / 2, (height + width) / 2, 4)
+
+
+def _winograd_cycles(p: Problem, m: int) -> float:
+    VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
+    r, D, K, size = p.window.F[0], p.D1 // p.groups, p.K // p.groups, p.window.size
+    if p.direction == "grad_x":
+        D, K, size = K, D, (p.H1, p.W1)
+    n, tiles = m + r - 1, p.N * -(-size[0] // m) * -(-size[1] // m)
+    d, k, part = -(-D // VL), -(-K // VL), n * n / 36
+    if p.direction == "grad_w":
+        corners = TRANSFORM["data"] * d * -(-K // 64) + TRANSFORM["filter"] * k * -(-D // 64)
+        return n * n * _product(D, tiles, K, p) * 1.1 + part * (tiles * corners + TRANSFORM["result"] * D * k)
+    transforms = tiles * (TRANSFORM["data"] * d + TRANSFORM["result"] * k) + TRANSFORM["filter"] * D * k
+    return n * n * _product(tiles, D, K, p) + part * transforms
+
+
+def _direct_cycles(p: Problem) -> float:
+    (Fh, Fw), D, K, (H2, W2) = p.window.F, p.D1 // p.groups, p.K // p.groups, p.window.size
+    if p.direction == "grad_w":
+        return Fh * Fw * _product(D, p.N * H2 * W2, K, p) * 1.1
+    if p.direction == "grad_x":
+        return Fh * Fw * _product(p.N * p.H1 * p.W1, K, D, p)
+    return _product(p.N * H2 * W2, Fh * Fw * D, K, p)
+
+
 def winograd_tile(p: Problem) -> tuple[int, int]:
-    """(m, r): results and filter a side."""
+    """(m, r): results and filter a side, the cheaper where there is a choice."""
     r = p.window.F[0]
-    return (4 if r == 3 else 2), r
+    return (min((4, 2), key=lambda m: _winograd_cycles(p, m)), 3) if r == 3 else (2, r)
 
 
 def _winograd_refuses(p: Problem) -> str | None:
@@ -166,6 +204,12 @@ def _winograd_refuses(p: Problem) -> str | None:
     if w.S != (1, 1) or w.dilation != (1, 1):
         return f"it needs S=1 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
+
+
+def _winograd_wanted(p: Problem) -> str | None:
+    m, r = winograd_tile(p)
+    ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
+    return f"F({m}x{m}, {r}x{r}) takes about {ratio:.2f} of direct's cycles" if ratio < MARGIN else None
 
 
 def _winograd(p: Problem) -> Run:
@@ -178,8 +222,7 @@ def _winograd(p: Problem) -> Run:
     if p.direction == "fwd":
         return forward.run
     tiles, corners = p.N * -(-H2 // tile[0]) * -(-W2 // tile[0]), -(-D // 64) * -(-K // 64) * p.groups
-    parts = max(1, min(8 // corners, tiles // 64))
-    gradient = kernels.WeightGradient(forward, parts)
+    gradient = kernels.WeightGradient(forward, max(1, min(8 // corners, tiles // 64)))
     return lambda dy, x, bias, dw, relu, threads: gradient.run(x, dy, dw, threads)
 
 
@@ -204,7 +247,7 @@ class Method(NamedTuple):
 
 
 METHODS = (
-    Method("winograd", _winograd_refuses, lambda p: "fewer products", _winograd),
+    Method("winograd", _winograd_refuses, _winograd_wanted, _winograd),
     Method("direct", lambda p: None, lambda p: "the register tile reads the picture through pointers", _direct),
     Method("im2col", lambda p: None, lambda p: None, _im2col),
 )
@@ -222,7 +265,7 @@ def plan(p: Problem, method: str, isa: str, precision: str) -> Plan:
                 raise checks.value_error("conv2d", f"method={method!r} cannot do this: {why}", f"one of {names}", repr(method))
             return Plan(m.name, "it was asked for", isa, p.flops, m.make(p))
     for m in able:
-        reason = m.wanted(p)
+        reason = None if m.name == "winograd" and precision == "exact" else m.wanted(p)
         if reason:
             return Plan(m.name, reason, isa, p.flops, m.make(p))
     raise AssertionError("direct convolution does everything")

@@ -21,7 +21,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memcpy, memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -31,6 +31,9 @@ cnp.import_array()
 cdef enum:
     L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
     CHANNEL_BLOCK = 16  # of grad_w: channels packed side by side, the rows of its tiles
+
+
+VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
 
 
 cdef struct Shape:
