@@ -15,6 +15,7 @@ import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 KERNELS = Path("src/fastconv/_kernels")
 NAMES = [n for n in ("conv", "winograd", "depthwise", "pool", "optim") if (KERNELS / f"{n}.pyx").exists()]
@@ -58,7 +59,8 @@ def openmp_flags() -> tuple[list[str], list[str]]:
     if MSVC:
         candidates = [(["/openmp"], [])]
     elif sys.platform == "darwin":
-        libomp = os.environ.get("LIBOMP_PREFIX", "/opt/homebrew/opt/libomp" if BASELINE == "neon" else "/usr/local/opt/libomp")
+        homebrew = "/opt/homebrew" if BASELINE == "neon" else "/usr/local"
+        libomp = os.environ.get("LIBOMP_PREFIX", f"{homebrew}/opt/libomp")
         apple = (["-Xpreprocessor", "-fopenmp", f"-I{libomp}/include"], [f"-L{libomp}/lib", "-lomp"])
         candidates = [apple, (["-fopenmp"], ["-fopenmp"])]
     else:
@@ -133,5 +135,15 @@ class Build(build_ext):
         super().run()
 
 
+class Source(sdist):
+    """Adds what setuptools does not find: the Cython sources, which it takes for C, tests, bench and the changelog."""
+
+    def make_distribution(self) -> None:
+        files = [p for folder in ("tests", "bench") for p in Path(folder).rglob("*") if p.is_file()]
+        files += [Path("CHANGELOG.md"), *KERNELS.glob("*.pyx"), *KERNELS.glob("*.pxd")]
+        self.filelist.extend([str(p) for p in files if p.suffix != ".pyc"])
+        super().make_distribution()
+
+
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "sdist": Source})
