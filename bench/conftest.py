@@ -1,4 +1,4 @@
-"""What every benchmark here shares: the same threads for BLAS as for fastconv, and one way to time what goes into a table."""
+"""What every benchmark here shares: BLAS on as many threads as fastconv, and one way to time a cell of a table."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -4,9 +4,10 @@
 
 Each library runs in a process of its own, in turns with the others (see turns.py). Each different convolution of
 VGG-16, ResNet-50, MobileNet and LeNet is timed forward and for both gradients, but for the gradient by the picture that
-a network's first layer sees, which nobody needs. PyTorch is timed on contiguous and on channels_last tensors and its faster one counts, layer by layer; ONNX Runtime runs forward
-only and packs its weights beforehand, which nobody who trains can. All get the same numbers, and their results are
-compared. PyTorch's optimizers are timed fused, foreach and plain, and the fastest counts.
+a network's first layer sees, which nobody needs. PyTorch is timed on contiguous and on channels_last tensors and its
+faster one counts, layer by layer; ONNX Runtime runs forward only and packs its weights beforehand, which nobody who
+trains can. All get the same numbers, and their results are compared. PyTorch's optimizers are timed fused, foreach and
+plain, and the fastest counts.
 
 Needs the extra `peers`, or a Python that has torch, onnx and onnxruntime given by --peer-python.
 """
