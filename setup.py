@@ -33,6 +33,8 @@ if MSVC:
     COMMON, LINK = ["/O2", "/std:c11"], []
 else:
     COMMON = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+    # short runs are copied by vectors: a call to memcpy for each would cost more than the copy
+    COMMON += ["-fno-tree-loop-distribute-patterns"] if sys.platform == "linux" else []
     LINK = ["-Wl,-x"] if sys.platform == "darwin" else ["-Wl,--strip-all"]
 
 # Contraction would give the optimizers other bits on processors with fused multiply-add.

@@ -118,13 +118,13 @@ def _direct(p: Problem) -> Run:
 
 
 def weight_gradient(p: Problem, gather: Any) -> Any:
-    """grad_w of `gather`, cut by the problem's numbers alone: into filters while a cut is wide, else into parts of the pixels."""
-    (H2, W2), K = p.window.size, p.K // p.groups
-    panel = 128 // np.dtype(p.dtype).itemsize
-    cuts = max(1, min(-(-K // panel), 8, K // (2 * panel)))
-    weights = p.window.F[0] * p.window.F[1] * p.D1 * K
-    enough = max(1, 8 // (cuts * p.groups))
-    parts = max(1, min(enough, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
+    """grad_w of `gather`, cut by the problem's numbers alone into about eight tasks: into cuts of the filters of 128 and more,
+    for each of which the source is packed again, and parts of the pixels, each of which needs sums of its own."""
+    (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
+    tasks = max(1, min(8, p.flops // 4_000_000) // p.groups)
+    weights = p.window.F[0] * p.window.F[1] * D * K
+    parts = max(1, min(tasks, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
+    cuts = max(1, min(-(-tasks // parts), K // 128))
     return _kernels.kernel("conv").WeightGradient(gather, parts, cuts)
 
 
@@ -155,7 +155,7 @@ def _im2col(p: Problem) -> Run:
 
 # ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
 # Cycles of a core, for vectors of VL numbers; only their ratios matter. Measured with bench/test_conv.py.
-TRANSFORM = {"data": 100, "filter": 75, "result": 75}  # of one 6 x 6 tile; a 4 x 4 tile takes 4/9 of that
+TRANSFORM = {"data": 130, "filter": 100, "result": 110}  # of one 6 x 6 tile; a 4 x 4 tile takes 4/9 of that
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
 
 

@@ -21,7 +21,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memcpy, memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, copy_rows, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -30,7 +30,6 @@ cnp.import_array()
 
 cdef enum:
     L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
-    CHANNEL_BLOCK = 16  # of grad_w: channels packed side by side, the rows of its tiles
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
@@ -208,8 +207,13 @@ cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize
     """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
     cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), q, t, m = 0, block = 0, end, depth = s.groups * s.C, h, w, hs, ws
     cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
+    cdef Py_ssize_t top = 0, bottom = 0, left = 0, right = 0
     cdef real *picture = src + n * s.Hs * s.Ws * depth + g * s.C
     cdef real *at
+    cdef real *to = dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w) * s.groups + g) * s.K
+    for t in range(s.T):
+        top, bottom = least(top, s.dh[t]), most(bottom, s.dh[t])
+        left, right = least(left, s.dw[t]), most(right, s.dw[t])
     end = lo + (hi - lo) // blocks
     for q in range(lo, hi):
         if q == end:
@@ -219,20 +223,26 @@ cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize
             c += TILE_MR
         h, w = i * s.stride_h, j * s.stride_w
         at = picture + (h * s.Ws + w) * depth
-        for t in range(s.T):
-            hs, ws = h + s.dh[t], w + s.dw[t]
-            if 0 <= hs < s.Hs and 0 <= ws < s.Ws:
+        if h + top >= 0 and h + bottom < s.Hs and w + left >= 0 and w + right < s.Ws:
+            for t in range(s.T):
                 a[t * TILE_MR + m] = at + (s.dh[t] * s.Ws + s.dw[t]) * depth
-            else:
-                a[t * TILE_MR + m] = zeros
-        c[m] = dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups + g) * s.K
+        else:
+            for t in range(s.T):
+                hs, ws = h + s.dh[t], w + s.dw[t]
+                if 0 <= hs < s.Hs and 0 <= ws < s.Ws:
+                    a[t * TILE_MR + m] = at + (s.dh[t] * s.Ws + s.dw[t]) * depth
+                else:
+                    a[t * TILE_MR + m] = zeros
+        c[m] = to + j * s.step_w * s.groups * s.K
         m += 1
         j += 1
         if j == s.cols:
             j, i = 0, i + 1
+            to += s.step_h * s.Wd * s.groups * s.K
             if i == s.rows:
                 i, n = 0, n + 1
                 picture += s.Hs * s.Ws * depth
+                to = dst + ((n * s.Hd + s.origin_h) * s.Wd + s.origin_w) * s.groups * s.K + g * s.K
 
 
 cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
@@ -241,6 +251,8 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
     cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), runs = s.T // s.merged, depth = s.groups * s.C
     cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, i = 0, j = 0, q, r, m = 0, block = 0, end
     cdef Py_ssize_t height = strip_rows(s, (hi - lo) // s.cols), width = strip_width(s), h, before, inside
+    cdef real *at
+    cdef real *to
     before = least(most(0, -s.dw[0]), width)
     inside = most(0, least(width, s.Ws - s.dw[0]) - before)
     for r in range(height):
@@ -251,6 +263,9 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
             memset(strip + (r * width + before + inside) * depth, 0, (width - before - inside) * depth * sizeof(real))
         else:
             memset(strip + r * width * depth, 0, width * depth * sizeof(real))
+    r = (s.dh[s.T - 1] - s.dh[0]) // most(1, runs - 1) * width * depth  # from a run to the next
+    at = strip
+    to = dst + ((n * s.Hd + s.origin_h + first * s.step_h) * s.Wd + s.origin_w) * s.K
     end = lo + (hi - lo) // blocks
     for q in range(lo, hi):
         if q == end:
@@ -258,13 +273,16 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
             end = lo + (hi - lo) * (block + 1) // blocks
             a += runs * TILE_MR
             c += TILE_MR
-        for r in range(runs):
-            a[r * TILE_MR + m] = strip + ((i * s.stride_h + s.dh[r * s.merged] - s.dh[0]) * width + j * s.stride_w) * depth
-        c[m] = dst + (((n * s.Hd + s.origin_h + (first + i) * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups + g) * s.K
+        for i in range(runs):
+            a[i * TILE_MR + m] = at + i * r
+        c[m] = to + j * s.step_w * s.K
+        at += s.stride_w * depth
         m += 1
         j += 1
         if j == s.cols:
-            j, i = 0, i + 1
+            j = 0
+            at += (s.stride_h * width - s.cols * s.stride_w) * depth
+            to += s.step_h * s.Wd * s.K
 
 
 # ---------------------------------------------------------------- depth-first: rows of the tile are filters
@@ -273,15 +291,21 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, panels = ceil_div(pixels, NR), depth = s.C * s.T
     # Channels whose panel of pixels stays in cache; the sums of the ones before wait in dst.
     cdef Py_ssize_t channels = most(1, least(s.C, 2 * L2_SHARE // (most(1, s.T) * NR * <Py_ssize_t> sizeof(real))))
-    cdef Py_ssize_t batch = s.N * s.groups * panels
+    # Panels packed at a time: longer stretches of each plane, and every row of weights serves them all.
+    cdef Py_ssize_t together = most(1, least(least(panels, 8), 2 * L2_SHARE // (channels * most(1, s.T) * NR * <Py_ssize_t> sizeof(real))))
+    cdef Py_ssize_t sets, batch
+    while together > 1 and s.N * s.groups * ceil_div(panels, together) < 4 * threads:
+        together -= 1
+    sets = ceil_div(panels, together)
+    batch = s.N * s.groups * sets
     cdef Py_ssize_t cuts = 1 if threads == 1 or batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, batch))
     cdef Py_ssize_t tasks = batch * cuts
-    cdef Py_ssize_t table = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t))
-    cdef Py_ssize_t scratch = table + aligned(channels * s.T * NR * sizeof(real)) + aligned(TILE_MR * NR * sizeof(real))
+    cdef Py_ssize_t scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned(
+        (together * channels * s.T + TILE_MR) * NR * sizeof(real))
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef cnp.ndarray packed
-    cdef Py_ssize_t i, n, g, panel, cut
+    cdef Py_ssize_t i, n, g, first, cut
     cdef bint parallel = threads > 1 and <double> pixels * s.N * depth * s.K * s.groups > 40000
     cdef bint repack = self.transposed or s.T < s.window
     cdef real *rows = w
@@ -293,12 +317,11 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
                 pack_row(self, w, rows + i * depth, i // s.K, i % s.K)
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, panel = i % cuts, i // cuts
-            g, panel = panel // panels % s.groups, panel // panels // s.groups * panels + panel % panels
-            n, panel = panel // panels, panel % panels
+            cut, first, g = i % cuts, i // cuts % sets * together, i // cuts // sets
+            n, g = g // s.groups, g % s.groups
             filter_task(s, src + (n * s.groups + g) * s.C * s.Hs * s.Ws, rows + g * s.K * depth,
                         bias + g * s.K if bias != NULL else NULL, dst + (n * s.groups + g) * s.K * s.Hd * s.Wd, relu,
-                        panel * NR, least(NR, pixels - panel * NR), s.K * cut // cuts, s.K * (cut + 1) // cuts, channels,
+                        first, least(panels, first + together), s.K * cut // cuts, s.K * (cut + 1) // cuts, channels,
                         space + threadid() * scratch)
 
 
@@ -316,40 +339,50 @@ cdef void pack_row(Gather self, real *w, real *row, Py_ssize_t g, Py_ssize_t k) 
             row[c * s.T + t] = at[s.tap[t]]
 
 
-cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t q, Py_ssize_t n_pixels,
+cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t panel, Py_ssize_t panel_end,
                       Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t channels, char *scratch) noexcept nogil:
-    """Pixels q to q + n_pixels of the grid of one picture and group, all channels, filters k to k_end."""
-    cdef Py_ssize_t NR = 2 * lanes(src), depth = s.C * s.T, blocks = ceil_div(k_end - k, TILE_MR), i, m, c, first, n_rows, n
+    """Some panels of pixels of the grid of one picture and group, all channels, filters k to k_end."""
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some, first
     cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
-    cdef real *panel = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
-    cdef real *result = panel + channels * s.T * NR
-    cdef real *a[TILE_MR]
-    cdef real *target[TILE_MR]
+    cdef real *packed = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
     cdef Epilogue e = Epilogue(NULL, 1, 0, 0)
-    cdef bint apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd  # the grid's pixels do not lie side by side in dst
     cdef unsigned int before = flush_denormals()
-    n = find_stretches(s, q, n_pixels, NR, stretches)
-    c = 0
-    while c < s.C:
-        pack_pixels(s, src + c * s.Hs * s.Ws, least(channels, s.C - c), NR, panel, stretches, n)
+    while True:
+        some = least(channels, s.C - c)
+        for p in range(panel, panel_end):
+            i = find_stretches(s, p * NR, least(NR, pixels - p * NR), NR, stretches)
+            pack_pixels(s, src + c * s.Hs * s.Ws, some, NR, packed + (p - panel) * some * s.T * NR, stretches, i)
+        e.accumulate = c > 0
+        e.relu = relu and c + channels >= s.C
         for i in range(blocks):
             first = k + (k_end - k) * i // blocks
-            n_rows = k + (k_end - k) * (i + 1) // blocks - first
-            for m in range(n_rows):
-                a[m] = rows + (first + m) * depth + c * s.T
-                target[m] = result + m * NR if apart else dst + (first + m) * s.Hd * s.Wd + q
             e.bias = bias + first if bias != NULL else NULL
-            e.accumulate = c > 0
-            e.relu = relu and c + channels >= s.C
-            if apart and c > 0:
-                for m in range(n_rows):
-                    scatter(s, dst + (first + m) * s.Hd * s.Wd, q, n_pixels, target[m], 0)
-            tile_by_rows(n_rows, 1, least(channels, s.C - c) * s.T, a, panel, NR, target, n_pixels, &e)
-            if apart:
-                for m in range(n_rows):
-                    scatter(s, dst + (first + m) * s.Hd * s.Wd, q, n_pixels, target[m], 1)
+            for p in range(panel, panel_end):
+                filter_tile(s, rows + first * s.C * s.T + c * s.T, k + (k_end - k) * (i + 1) // blocks - first,
+                            packed + (p - panel) * some * s.T * NR, some * s.T, dst + first * s.Hd * s.Wd, p * NR,
+                            least(NR, pixels - p * NR), packed + (panel_end - panel) * some * s.T * NR, &e)
         c += channels
+        if c >= s.C:
+            break
     restore_denormals(before)
+
+
+cdef void filter_tile(Shape *s, real *rows, Py_ssize_t n_rows, real *packed, Py_ssize_t length, real *dst, Py_ssize_t q,
+                      Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
+    """One tile: n_rows filters times the panel that begins with pixel q of the grid."""
+    cdef Py_ssize_t NR = 2 * lanes(rows), m
+    cdef real *a[TILE_MR]
+    cdef real *target[TILE_MR]
+    cdef bint apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd  # the grid's pixels do not lie side by side in dst
+    for m in range(n_rows):
+        a[m] = rows + m * s.C * s.T
+        target[m] = result + m * NR if apart else dst + m * s.Hd * s.Wd + q
+        if apart and e.accumulate:
+            scatter(s, dst + m * s.Hd * s.Wd, q, n_pixels, target[m], 0)
+    tile_by_rows(n_rows, 1, length, a, packed, NR, target, n_pixels, e)
+    if apart:
+        for m in range(n_rows):
+            scatter(s, dst + m * s.Hd * s.Wd, q, n_pixels, target[m], 1)
 
 
 cdef void scatter(Shape *s, real *plane, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
@@ -402,19 +435,18 @@ cdef Py_ssize_t find_stretches(Shape *s, Py_ssize_t q, Py_ssize_t n_pixels, Py_s
 cdef void pack_pixels(Shape *s, real *src, Py_ssize_t channels, Py_ssize_t NR, real *panel, Py_ssize_t *stretches,
                       Py_ssize_t n) noexcept nogil:
     """panel[c][t][p] = the source's channel c under tap t of pixel p, zero outside the picture and past the last pixel."""
-    cdef Py_ssize_t c, i, next
-    for c in range(channels):
-        i = 0
-        while i < n:
-            next = stretches[4 * i]
-            if stretches[4 * i + 1]:
-                memset(panel, 0, NR * sizeof(real))
+    cdef Py_ssize_t i = 0, c, next
+    while i < n:
+        next = stretches[4 * i]
+        if stretches[4 * i + 1]:
+            for c in range(channels):
+                memset(panel + c * s.T * NR, 0, NR * sizeof(real))
+        i += 1
+        while i < next:
+            copy_rows(panel + stretches[4 * i], s.T * NR, src + stretches[4 * i + 1], s.Hs * s.Ws, channels, stretches[4 * i + 2],
+                      s.stride_w)
             i += 1
-            while i < next:
-                copy(panel + stretches[4 * i], src + stretches[4 * i + 1], stretches[4 * i + 2], s.stride_w)
-                i += 1
-            panel += NR
-        src += s.Hs * s.Ws
+        panel += NR
 
 
 # ---------------------------------------------------------------- grad_w: rows of the tile are channels, k runs over pixels
@@ -478,7 +510,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 cdef Strips plan_strips(Shape *s, Py_ssize_t cuts, real *like) noexcept nogil:
     cdef Strips z
     cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures
-    z.blocks = most(1, ceil_div(s.C, CHANNEL_BLOCK))
+    z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
     z.ld = z.panels * NR

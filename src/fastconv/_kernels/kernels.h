@@ -66,7 +66,7 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #define VL ((int)(VECTOR_BYTES / sizeof(REAL)))
 #define NR (2 * VL)
 
-/* (a0, b0, a1, b1, ...) from the lower and from the upper halves of two vectors */
+/* (a0, b0, a1, b1, ...) from the lower and from the upper halves of two vectors; (a0, a2, ..., b0, b2, ...) */
 #define LOW_4 0, 4, 1, 5
 #define HIGH_4 2, 6, 3, 7
 #define LOW_2 0, 2
@@ -76,17 +76,25 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #define LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 
+#define EVEN_2 0, 2
+#define EVEN_4 0, 2, 4, 6
+#define EVEN_8 0, 2, 4, 6, 8, 10, 12, 14
+#define EVEN_16 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+
 #define REAL float
 #define SUFFIX _f32
 #if VECTOR_BYTES == 64
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_16)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_16)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_16)
 #elif VECTOR_BYTES == 32
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_8)
 #else
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_4)
 #endif
 #include "simd.h"
 #include "tile.h"
@@ -95,18 +103,22 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #undef SUFFIX
 #undef INTERLEAVE_LOW
 #undef INTERLEAVE_HIGH
+#undef EVEN
 
 #define REAL double
 #define SUFFIX _f64
 #if VECTOR_BYTES == 64
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_8)
 #elif VECTOR_BYTES == 32
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_4)
 #else
 #define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_2)
 #define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_2)
+#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_2)
 #endif
 #include "simd.h"
 #include "tile.h"
@@ -115,4 +127,5 @@ INLINE void restore_denormals(unsigned int before) { (void)before; }
 #undef SUFFIX
 #undef INTERLEAVE_LOW
 #undef INTERLEAVE_HIGH
+#undef EVEN
 #endif

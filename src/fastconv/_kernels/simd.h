@@ -95,11 +95,39 @@ static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL 
 }
 
 /* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
-static void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
+INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
     if (src_step != 1) {
         for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
         return;
     }
     for (; n >= VL; n -= VL, dst += VL, src += VL) CAT(store)(dst, CAT(load)(src));
     if (n > 0) CAT(store_part)(dst, CAT(load_part)(src, n), n);
+}
+
+/* Every second of 2n - 1 numbers, n at most VL. */
+INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
+#if defined(__GNUC__)
+    const ptrdiff_t above = 2 * n - 1 - VL;
+    return EVEN(CAT(load_part)(p, 2 * n - 1), above > 0 ? CAT(load_part)(p + VL, above) : CAT(splat)(0));
+#else
+    REAL r[VL] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) r[i] = p[2 * i];
+    return CAT(load)(r);
+#endif
+}
+
+/* dst[row * dst_stride + i] = src[row * src_stride + i * step] for i < n, row < rows: one stretch of many channels. */
+static void CAT(copy_rows)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL *restrict src, ptrdiff_t src_stride,
+                           ptrdiff_t rows, ptrdiff_t n, ptrdiff_t step) {
+    for (ptrdiff_t row = 0; row < rows; row++, dst += dst_stride, src += src_stride) {
+        if (step == 1 && n == NR) {
+            CAT(store)(dst, CAT(load)(src));
+            CAT(store)(dst + VL, CAT(load)(src + VL));
+        } else if (step == 2) {
+            for (ptrdiff_t i = 0; i < n; i += VL) {
+                const ptrdiff_t some = n - i < VL ? n - i : VL;
+                CAT(store_part)(dst + i, CAT(load_even)(src + 2 * i, some), some);
+            }
+        } else CAT(copy)(dst, src, n, step);
+    }
 }

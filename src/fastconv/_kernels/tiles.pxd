@@ -28,7 +28,11 @@ cdef extern from "kernels.h" nogil:
                              Py_ssize_t b_step, double **c, Py_ssize_t cols, epilogue_f64 *e)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
     void transpose_f64(double *dst, Py_ssize_t dst_stride, double *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
+    void copy_rows_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
+                       Py_ssize_t step)
     void copy_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t src_step)
+    void copy_rows_f64(double *dst, Py_ssize_t dst_stride, double *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
+                       Py_ssize_t step)
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
     void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step)
@@ -104,6 +108,15 @@ cdef inline void copy(real *dst, real *src, Py_ssize_t n, Py_ssize_t src_step) n
         copy_f32(dst, src, n, src_step)
     else:
         copy_f64(dst, src, n, src_step)
+
+
+cdef inline void copy_rows(real *dst, Py_ssize_t dst_stride, real *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
+                           Py_ssize_t step) noexcept nogil:
+    """dst[row * dst_stride + i] = src[row * src_stride + i * step] for i < n, row < rows."""
+    if real is float:
+        copy_rows_f32(dst, dst_stride, src, src_stride, rows, n, step)
+    else:
+        copy_rows_f64(dst, dst_stride, src, src_stride, rows, n, step)
 
 
 cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step) noexcept nogil:
