@@ -89,6 +89,16 @@ def shortest(call: Callable[[], Any], seconds: float) -> float:
             return best
 
 
+def settle(limit: float = 1.0) -> None:
+    """Sleep until this process's threads do so too: idle pools spin for up to a tenth of a second."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - before < 0.001:
+            return
+
+
 def serve(make: Callable[[int], Library], threads: int) -> None:
     """Answer the parent until it hangs up."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not disturb the talk
@@ -105,7 +115,9 @@ def serve(make: Callable[[int], Library], threads: int) -> None:
     for line in sys.stdin:
         method, arguments = json.loads(line)
         try:
-            say(value=getattr(library, method)(*arguments))
+            value = getattr(library, method)(*arguments)
+            settle()
+            say(value=value)
         except Exception as problem:  # whatever a library finds wrong with a job is the parent's to report
             library.calls = {}
             say(error=f"{type(problem).__name__}: {problem}")
@@ -129,7 +141,6 @@ def rounds(workers: Sequence[Worker], seconds: float, number: int, seldom: Seque
         times: Times = {}
         for worker in workers:
             if i == 0 or worker.library not in seldom:
-                time.sleep(0.02)  # until the idle threads of the one before have fallen asleep
                 times.update(worker.ask("measure", seconds))
         measured.append(times)
     return measured
