@@ -34,8 +34,7 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
-    BLOCK_BYTES = 1 << 8   # of a pixel that are taken at a time
-    STRIP_BYTES = 3 << 13  # of the rows that a strip of results meets
+    BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
@@ -97,7 +96,7 @@ cdef Axis make_axis(Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t F, Py_ssize_t 
 
 cdef struct Tables:  # of one thread
     void *zeros               # a pixel of the padding
-    Py_ssize_t kept, width    # rows of the picture whose tables are kept; pixels of a row that a strip meets
+    Py_ssize_t kept, width    # rows of the picture whose tables are kept; pixels of a row with its padding
     void **row                # which row lies in each place: its number modulo `kept`
     void **table              # [kept][width] where the pixels are
     void **tap_x              # single taps: the place in a table where their pixels begin, and their weights
@@ -106,15 +105,15 @@ cdef struct Tables:  # of one thread
     void **run_w
 
 
-cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t strip, Py_ssize_t pixel_bytes) noexcept:
-    cdef Py_ssize_t kept = h.far - h.near + 1, width = (strip - 1) * v.in_step + v.far - v.near + 1
+cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes) noexcept:
+    cdef Py_ssize_t kept = h.far - h.near + 1, width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
     return (sizeof(Tables) + (4 * h.F * v.F + kept * (width + 1)) * sizeof(void *) + pixel_bytes + 63) // 64 * 64
 
 
-cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t strip, Py_ssize_t pixel_bytes) noexcept:
+cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes) noexcept:
     cdef Tables *t = <Tables *> at
     cdef Py_ssize_t taps = h.F * v.F
-    t.kept, t.width = h.far - h.near + 1, (strip - 1) * v.in_step + v.far - v.near + 1
+    t.kept, t.width = h.far - h.near + 1, (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
     t.row = <void **> (at + sizeof(Tables))
     t.table = t.row + t.kept
     t.tap_x = t.table + t.kept * t.width
@@ -124,19 +123,17 @@ cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t strip, Py_ssize_t p
     memset(t.zeros, 0, pixel_bytes)
 
 
-cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number, Py_ssize_t q) noexcept nogil:
-    """The table of a row of the picture, from the first pixel that any tap of place q meets."""
+cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number) noexcept nogil:
+    """The table of a row of the picture, from the first pixel that any tap meets."""
     cdef void **table = t.table + number % t.kept * t.width
-    cdef Py_ssize_t i, near = q * v.in_step + v.near
-    cdef Py_ssize_t begin = min(max(-near, 0), t.width), end = max(begin, min(v.n_in - near, t.width))
-    row += near * depth
+    cdef Py_ssize_t i, begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
     if t.row[number % t.kept] == row:
         return table
     t.row[number % t.kept] = row
     for i in range(begin):
         table[i] = t.zeros
     for i in range(begin, end):
-        table[i] = row + i * depth
+        table[i] = row + (v.near + i) * depth
     for i in range(end, t.width):
         table[i] = t.zeros
     return table
@@ -169,20 +166,14 @@ cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_
 
 
 cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
-                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t q, Py_ssize_t strip, Py_ssize_t C, real *bias,
-                   bint relu) noexcept nogil:
-    """A strip of a row that is written, of C channels: places q to q + strip - 1 of each phase, the first of them at y.
-
-    With `grad` the weights are what is written, by adding.
-    """
+                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu) noexcept nogil:
+    """One row that is written, C channels of one image; with `grad` the weights are what is written, by adding."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, full
     cdef int kind
     cdef void **table
     for phase in range(min(v.out_step, v.n_out)):
-        n = min(strip, places(v, phase) - q)
-        if n <= 0:
-            continue
+        n = places(v, phase)
         kind = dw_kind(neighbours(v, phase, &first_tap, &tap_step), v.in_step)
         taps, runs = 0, 0
         for i in range(h.F):
@@ -191,7 +182,7 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
             in_row = row // h.out_step * h.in_step + offset
             if in_row < 0 or in_row >= h.n_in:
                 continue
-            table = pixels_of(t, v, x + in_row * v.n_in * x_depth, x_depth, in_row, q)
+            table = pixels_of(t, v, x + in_row * v.n_in * x_depth, x_depth, in_row)
             for j in range(v.F):
                 if meets(v, phase, j, &offset):
                     t.tap_x[taps], t.tap_w[taps] = table + offset - v.near, weights + (i * v.F + j) * w_depth
@@ -238,22 +229,10 @@ cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize
             dst[p * dst_step + c] = total
 
 
-cdef struct Blocks:  # what is worked on at a time, so that the rows under the window stay in the first-level cache
-    Py_ssize_t channels, n_channels   # of a block, and how many blocks there are
-    Py_ssize_t strip, n_strips
-
-
-cdef Blocks make_blocks(Axis *h, Axis *v, Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
-    cdef Blocks b
-    cdef Py_ssize_t line = 64 // itemsize, pixel, width = places(v, 0)
-    b.n_channels = max(1, depth * itemsize // BLOCK_BYTES)
-    b.channels = ((depth + b.n_channels - 1) // b.n_channels + line - 1) // line * line
-    b.n_channels = (depth + b.channels - 1) // b.channels
-    pixel = b.channels * itemsize * (h.F * v.in_step + h.out_step * v.out_step)
-    b.n_strips = (width + max(8, STRIP_BYTES // pixel) - 1) // max(8, STRIP_BYTES // pixel)
-    b.strip = min(width, ((width + b.n_strips - 1) // b.n_strips + 7) // 8 * 8)
-    b.n_strips = (width + b.strip - 1) // b.strip
-    return b
+cdef Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
+    """Channels that are taken at a time: equal blocks of whole cache lines."""
+    cdef Py_ssize_t line = 64 // itemsize, blocks = max(1, depth * itemsize // BLOCK_BYTES)
+    return ((depth + blocks - 1) // blocks + line - 1) // line * line
 
 
 cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
@@ -264,10 +243,10 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     grad_x in the depth of dy.
     """
     cdef bint back = h.back
-    cdef Blocks b = make_blocks(h, v, D, sizeof(real))
-    cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K, strip = b.strip * v.out_step
-    cdef Py_ssize_t pixel_bytes = b.channels * sizeof(real) * (m if back else 1), lists = tables_bytes(h, v, b.strip, pixel_bytes)
-    cdef Py_ssize_t own = lists + (0 if m == 1 else strip * b.channels * m * sizeof(real))
+    cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
+    cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
+    cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1), lists = tables_bytes(h, v, pixel_bytes)
+    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *by_filter = NULL
     if m > 1 and not back:
@@ -280,11 +259,11 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef real *image
     cdef real *first
     cdef real *buffer
-    cdef Py_ssize_t item, n, c, C, q, row, k, width
+    cdef Py_ssize_t item, n, c, C, row, k
     cdef unsigned int before = 0
     cdef Tables *t
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, b.strip, pixel_bytes)
+        make_tables(scratch + item * own, h, v, pixel_bytes)
     with nogil:
         if by_filter is not NULL:  # [filter of its channel][tap][channel]
             interleave(w, K, by_filter, taps, D, m, True)
@@ -293,28 +272,26 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 interleave(bias, K, filter_bias, 1, D, m, True)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
-            for item in prange(N * b.n_channels * b.n_strips * h.n_out, schedule="static"):
+            for item in prange(N * blocks * h.n_out, schedule="static"):
                 t = <Tables *> (scratch + threadid() * own)
                 buffer = <real *> (scratch + threadid() * own + lists)
                 row = item % h.n_out
-                q = item // h.n_out % b.n_strips * b.strip
-                c = item // (h.n_out * b.n_strips) % b.n_channels * b.channels
-                n = item // (h.n_out * b.n_strips * b.n_channels)
-                C = min(b.channels, D - c)
-                width = min(strip, v.n_out - q * v.out_step)
+                c = item // h.n_out % blocks * block
+                n = item // (h.n_out * blocks)
+                C = min(block, D - c)
                 image = x + n * h.n_in * v.n_in * x_depth
-                first = y + ((n * h.n_out + row) * v.n_out + q * v.out_step) * y_depth
+                first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
-                    nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, q, b.strip, C,
+                    nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, C,
                              bias + c if bias is not NULL else NULL, relu)
                 elif back:
-                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, q, b.strip, C * m, NULL, False)
-                    fold(first + c, D, buffer, width, C, m)
+                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False)
+                    fold(first + c, D, buffer, v.n_out, C, m)
                 else:
                     for k in range(m):
-                        nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * width * C, C, row, q,
-                                 b.strip, C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
-                    interleave(first + c * m, K, buffer, width, C, m, False)
+                        nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
+                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
+                    interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             restore_denormals(before)
     free(scratch)
     free(by_filter)
@@ -324,11 +301,11 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
 cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
                      int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel][tap][channel]."""
-    cdef Blocks b = make_blocks(h, v, D, sizeof(real))
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
-    cdef Py_ssize_t parts = max(1, min(PARTS // b.n_channels, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t lists = tables_bytes(h, v, b.strip, b.channels * sizeof(real))
-    cdef Py_ssize_t own = lists + (0 if m == 1 else b.strip * b.channels * m * sizeof(real))
+    cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
+    cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
+    cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real))
+    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef bint in_place = parts == 1 and m == 1
     cdef real *sums = dw if in_place else <real *> malloc(parts * taps * K * sizeof(real) + 64)
@@ -339,35 +316,32 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
         raise MemoryError
     cdef real *own_sums
     cdef real *first
-    cdef Py_ssize_t item, part, c, C, q, r, k, t, i, width, depth
+    cdef Py_ssize_t item, part, c, C, r, k, t, i, depth
     cdef unsigned int before = 0
     cdef real total
     cdef Tables *tables
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, b.strip, b.channels * sizeof(real))
+        make_tables(scratch + item * own, h, v, block * sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
-            for item in prange(b.n_channels * parts, schedule="static"):
+            for item in prange(blocks * parts, schedule="static"):
                 tables = <Tables *> (scratch + threadid() * own)
-                part, c = item // b.n_channels, item % b.n_channels * b.channels
-                C = min(b.channels, D - c)
+                part, c = item // blocks, item % blocks * block
+                C = min(block, D - c)
                 own_sums = sums + part * taps * K + c
                 for t in range(taps * m):
                     memset(own_sums + t * D, 0, C * sizeof(real))
-                for i in range(b.n_strips):
-                    q = i * b.strip
-                    width = min(b.strip, v.n_out - q)
-                    for r in range(rows * part // parts, rows * (part + 1) // parts):
-                        first = dy + (r * v.n_out + q) * K + c * m
-                        depth = D
-                        if m > 1:
-                            interleave(first, K, <real *> (scratch + threadid() * own + lists), width, C, m, True)
-                            first = <real *> (scratch + threadid() * own + lists)
-                            depth = C
-                        for k in range(m):
-                            nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
-                                     first + k * width * C, depth, r % h.n_out, q, b.strip, C, <real *> NULL, False)
+                for r in range(rows * part // parts, rows * (part + 1) // parts):
+                    first = dy + r * v.n_out * K + c * m
+                    depth = D
+                    if m > 1:
+                        interleave(first, K, <real *> (scratch + threadid() * own + lists), v.n_out, C, m, True)
+                        first = <real *> (scratch + threadid() * own + lists)
+                        depth = C
+                    for k in range(m):
+                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
+                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False)
             restore_denormals(before)
         if not in_place:
             for t in range(taps):
