@@ -118,13 +118,13 @@ def _direct(p: Problem) -> Run:
 
 
 def weight_gradient(p: Problem, gather: Any) -> Any:
-    """grad_w of `gather`, cut by the problem's numbers alone into about eight tasks: into cuts of the filters of 128 and more,
+    """grad_w of `gather`, cut by the problem's numbers alone into about eight tasks: into cuts of the filters of 256 and more,
     for each of which the source is packed again, and parts of the pixels, each of which needs sums of its own."""
     (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
     tasks = max(1, min(8, p.flops // 4_000_000) // p.groups)
     weights = p.window.F[0] * p.window.F[1] * D * K
-    parts = max(1, min(tasks, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
-    cuts = max(1, min(-(-tasks // parts), K // 128))
+    parts = max(1, min(tasks, 4 if weights > 1 << 16 else 8, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
+    cuts = max(1, min(-(-tasks // parts), 2 if parts > 1 else 8, K // 256))
     return _kernels.kernel("conv").WeightGradient(gather, parts, cuts)
 
 
@@ -176,7 +176,7 @@ def _winograd_cycles(p: Problem, m: int) -> float:
     n, tiles = m + r - 1, p.N * -(-size[0] // m) * -(-size[1] // m)
     d, k, part = -(-D // VL), -(-K // VL), n * n / 36
     if p.direction == "grad_w":
-        corners = TRANSFORM["data"] * d * -(-K // 64) + TRANSFORM["filter"] * k * -(-D // 64)
+        corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
         return n * n * _product(D, tiles, K, p) * 1.1 + part * (tiles * corners + TRANSFORM["result"] * D * k)
     transforms = tiles * (TRANSFORM["data"] * d + TRANSFORM["result"] * k) + TRANSFORM["filter"] * D * k
     return n * n * _product(tiles, D, K, p) + part * transforms

@@ -29,6 +29,7 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
+    STREAM = 1 << 25    # bytes of a result that no cache keeps
     L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
 
 
@@ -47,6 +48,7 @@ cdef struct Shape:
     Py_ssize_t window                 # F*F
     # A window row of few channels is one run, F_w*C long, in a padded copy of the rows: 0, or F_w.
     Py_ssize_t merged
+    bint stream                       # dst is too large for the caches
 
 
 @cython.final
@@ -96,10 +98,13 @@ cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, c
 
 # ---------------------------------------------------------------- depth-last: rows of the tile are pixels
 cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, bint relu, int threads):
-    cdef Shape *s = &self.s
+    cdef Shape here = self.s  # a copy: several threads may run one gather at once
+    cdef Shape *s = &here
     cdef Py_ssize_t NR = 2 * lanes(src), panels = ceil_div(s.K, NR), pixels = s.N * s.rows * s.cols
     cdef Py_ssize_t depth = s.T * s.C, panel_size = depth * NR
     cdef dtype = dtype_of(src)
+    s.stream = (pixels * s.groups * s.K * sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
+                and s.K % lanes(src) == 0)
     cdef cnp.ndarray packed = memory.empty((s.groups * panels * panel_size + s.groups * panels * NR,), dtype)
     cdef real *b = data(packed, src)
     cdef real *biases = b + s.groups * panels * panel_size if bias is not None else NULL
@@ -181,7 +186,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint r
     cdef real **c = a + blocks * runs * TILE_MR
     cdef real **target = c + blocks * TILE_MR
     cdef real *rest = <real *> (scratch + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
-    cdef Epilogue e = Epilogue(bias, 0, 0, relu)
+    cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream)
     cdef unsigned int before = flush_denormals()
     if s.merged:
         point_at_strip(s, src, dst, g, lo, hi, a, c, rest)
@@ -345,7 +350,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some, first
     cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
     cdef real *packed = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
-    cdef Epilogue e = Epilogue(NULL, 1, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, 0)
     cdef unsigned int before = flush_denormals()
     while True:
         some = least(channels, s.C - c)
@@ -548,8 +553,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
             memset(total + i * z.ld + panel * NR, 0, (panel_end - panel) * NR * sizeof(real))
     while row < row_end:
         rows = least(z.rows, row_end - row)
-        for i in range(panel, panel_end):
-            pack_dy(s, dy, d + (i - panel) * rows * s.cols * NR, nchw, g, row, rows, i, NR)
+        pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
         b = 0
         while b < z.blocks:
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, least(z.blocks, b + z.blocks_at_once))
@@ -568,7 +572,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -584,21 +588,24 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
 
 
 cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,
-                  Py_ssize_t NR) noexcept nogil:
-    """d[pixel][j] = dy of filter panel*NR + j, zeros past the last filter."""
-    cdef Py_ssize_t cols = least(NR, s.K - panel * NR), q, n, stretch
-    if cols < NR:
-        memset(d, 0, rows * s.cols * NR * sizeof(real))
+                  Py_ssize_t panel_end) noexcept nogil:
+    """d[panel][pixel][j] = dy of filter panel*NR + j, zeros past the last filter."""
+    cdef Py_ssize_t NR = 2 * lanes(dy), size = rows * s.cols * NR, last = s.K - (panel_end - 1) * NR, q, p, n, stretch
+    if last < NR:
+        memset(d + (panel_end - 1 - panel) * size, 0, size * sizeof(real))
     if not nchw:
-        dy += (row * s.cols * s.groups + g) * s.K + panel * NR
+        dy += (row * s.cols * s.groups + g) * s.K
         for q in range(rows * s.cols):
-            copy(d + q * NR, dy + q * s.groups * s.K, cols, 1)
+            for p in range(panel, panel_end):
+                copy(d + (p - panel) * size + q * NR, dy + p * NR, least(NR, s.K - p * NR), 1)
+            dy += s.groups * s.K
         return
     while rows > 0:
         n = row // s.rows
         stretch = least(rows, (n + 1) * s.rows - row)  # rows of one picture
-        transpose(d, NR, dy + ((n * s.groups + g) * s.K + panel * NR) * s.Hd * s.Wd + row % s.rows * s.cols, s.Hd * s.Wd,
-                  cols, stretch * s.cols)
+        for p in range(panel, panel_end):
+            transpose(d + (p - panel) * size, NR, dy + ((n * s.groups + g) * s.K + p * NR) * s.Hd * s.Wd + row % s.rows * s.cols,
+                      s.Hd * s.Wd, least(NR, s.K - p * NR), stretch * s.cols)
         d += stretch * s.cols * NR
         row, rows = row + stretch, rows - stretch
 
@@ -628,22 +635,25 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
     hi = most(lo, least(z.width, ceil_div(most(0, s.Ws - s.dw[0]), step)))
     if not 0 <= h < s.Hs:
         lo = hi = z.width
+    for b in range(block_end - block):
+        memset(x + b * z.block_size, 0, lo * z.block * sizeof(real))
+        memset(x + b * z.block_size + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
+    if not nchw:
+        at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C
+        for v in range(lo, hi):
+            for b in range(block, block_end):
+                copy(x + (b - block) * z.block_size + v * z.block, at + v * step * s.groups * s.C + b * z.block,
+                     least(z.block, s.C - b * z.block), 1)
+        return
     for b in range(block, block_end):
         channels = least(z.block, s.C - b * z.block)
-        memset(x, 0, lo * z.block * sizeof(real))
-        memset(x + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
-        if not nchw:
-            at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C + b * z.block
-            for v in range(lo, hi):
-                copy(x + v * z.block, at + v * step * s.groups * s.C, channels, 1)
+        at = src + (((n * s.groups + g) * s.C + b * z.block) * s.Hs + h) * s.Ws + s.dw[0]
+        if step == 1:
+            transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
         else:
-            at = src + (((n * s.groups + g) * s.C + b * z.block) * s.Hs + h) * s.Ws + s.dw[0]
-            if step == 1:
-                transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
-            else:
+            for c in range(channels):
                 for v in range(lo, hi):
-                    for c in range(channels):
-                        x[v * z.block + c] = at[c * s.Hs * s.Ws + v * step]
+                    x[v * z.block + c] = at[c * s.Hs * s.Ws + v * step]
         x += z.block_size
 
 

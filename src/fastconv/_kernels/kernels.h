@@ -39,13 +39,16 @@
 
 /* Numbers below the normal range count as zero while the kernels run: they would cost a hundred times as much. */
 #if defined(__SSE2__) || defined(_M_X64)
-#include <xmmintrin.h>
+#include <emmintrin.h>
 INLINE unsigned int flush_denormals(void) {
     const unsigned int before = _mm_getcsr();
     _mm_setcsr(before | 0x8040); /* FTZ and DAZ */
     return before;
 }
-INLINE void restore_denormals(unsigned int before) { _mm_setcsr(before); }
+INLINE void restore_denormals(unsigned int before) {
+    _mm_setcsr(before);
+    _mm_sfence(); /* what was streamed past the caches is there for whoever waits for this task */
+}
 #elif defined(__aarch64__) && defined(__GNUC__)
 INLINE unsigned int flush_denormals(void) {
     unsigned long before;

@@ -58,6 +58,19 @@ INLINE void CAT(store_part)(REAL *p, VEC v, ptrdiff_t n) {
 #endif
 }
 
+/* Past the caches: for results so large that nobody finds them there again. p is a multiple of the vector's size. */
+INLINE void CAT(stream)(REAL *p, VEC v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)p, (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i *)p, (__m256i)v);
+#elif defined(__SSE2__)
+    _mm_stream_si128((__m128i *)p, (__m128i)v);
+#else
+    CAT(store)(p, v);
+#endif
+}
+
 /* A block turned over: dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols, both at most VL.
  * log2(VL) rounds, each interleaving row i with row i + VL/2, so that after them lane i of row j has become lane j of row i. */
 INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *src, ptrdiff_t src_stride, ptrdiff_t rows,

@@ -13,6 +13,7 @@ typedef struct {
     int bias_by_row;
     int accumulate;    /* C starts from what is in memory */
     int relu;          /* C ends as max(C, 0) */
+    int stream;        /* C is written past the caches; its rows begin at whole vectors and cols is a multiple of VL */
 } CAT(epilogue);
 
 INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
@@ -45,7 +46,8 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     UNROLL for (int m = 0; m < rows; m++) {
         UNROLL for (int v = 0; v < nv; v++) {
             if (e->relu) acc[m][v] = CAT(relu)(acc[m][v]);
-            if (v < nv - 1) CAT(store)(c[m] + v * VL, acc[m][v]);
+            if (e->stream) CAT(stream)(c[m] + v * VL, acc[m][v]);
+            else if (v < nv - 1) CAT(store)(c[m] + v * VL, acc[m][v]);
             else CAT(store_part)(c[m] + v * VL, acc[m][v], last);
         }
     }

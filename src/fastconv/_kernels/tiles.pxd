@@ -14,10 +14,10 @@ cdef extern from "kernels.h" nogil:
     void restore_denormals(unsigned int before)
     ctypedef struct epilogue_f32:
         float *bias
-        int bias_by_row, accumulate, relu
+        int bias_by_row, accumulate, relu, stream
     ctypedef struct epilogue_f64:
         double *bias
-        int bias_by_row, accumulate, relu
+        int bias_by_row, accumulate, relu, stream
     void tile_by_rows_f32(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, float **a, Py_ssize_t a_step, float *b,
                           Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_rows_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
@@ -37,17 +37,17 @@ cdef extern from "kernels.h" nogil:
     void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
     void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step)
     void winograd_result_f32(int n, int m, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
-                             float *bias, int relu)
+                             float *bias, int relu, int stream)
     void winograd_data_f64(int n, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step)
     void winograd_filter_f64(int n, int r, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step)
     void winograd_result_f64(int n, int m, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
-                             double *bias, int relu)
+                             double *bias, int relu, int stream)
 
 
 cdef struct Epilogue:
     # how a tile begins and ends: see epilogue in tile.h
     void *bias
-    int bias_by_row, accumulate, relu
+    int bias_by_row, accumulate, relu, stream
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -134,11 +134,11 @@ cdef inline void winograd_filter(int n, int r, real *g, Py_ssize_t row, Py_ssize
 
 
 cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col, real *bias,
-                                 int relu) noexcept nogil:
+                                 int relu, int stream) noexcept nogil:
     if real is float:
-        winograd_result_f32(n, m, M, step, y, row, col, bias, relu)
+        winograd_result_f32(n, m, M, step, y, row, col, bias, relu, stream)
     else:
-        winograd_result_f64(n, m, M, step, y, row, col, bias, relu)
+        winograd_result_f64(n, m, M, step, y, row, col, bias, relu, stream)
 
 
 cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,

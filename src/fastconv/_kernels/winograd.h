@@ -112,7 +112,7 @@ INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t 
 
 /* y = A' M A of one tile, with bias and ReLU: M[(i * n + j) * step], y[i * row + j * col] */
 INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
-                             const REAL *bias, int relu) {
+                             const REAL *bias, int relu, int stream) {
     VEC half[6][6], line[6], v[6];
     const VEC b = bias ? CAT(load)(bias) : CAT(splat)(0);
     UNROLL for (int j = 0; j < n; j++) {
@@ -123,8 +123,9 @@ INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t 
     UNROLL for (int i = 0; i < m; i++) {
         CAT(results)(n, m, half[i], v);
         UNROLL for (int j = 0; j < m; j++) {
-            const VEC sum = CAT(add)(v[j], b);
-            CAT(store)(y + i * row + j * col, relu ? CAT(relu)(sum) : sum);
+            const VEC sum = CAT(add)(v[j], b), result = relu ? CAT(relu)(sum) : sum;
+            if (stream) CAT(stream)(y + i * row + j * col, result);
+            else CAT(store)(y + i * row + j * col, result);
         }
     }
 }
@@ -142,13 +143,13 @@ static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptr
     else CAT(filter_body)(4, 2, g, row, col, U, step);
 }
 static void CAT(winograd_result)(int n, int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
-                                 const REAL *bias, int relu) {
-    if (n == 6 && m == 4) CAT(result_body)(6, 4, M, step, y, row, col, bias, relu);
-    else if (n == 6 && m == 3) CAT(result_body)(6, 3, M, step, y, row, col, bias, relu);
-    else if (n == 6 && m == 2) CAT(result_body)(6, 2, M, step, y, row, col, bias, relu);
-    else if (n == 6) CAT(result_body)(6, 5, M, step, y, row, col, bias, relu);
-    else if (m == 2) CAT(result_body)(4, 2, M, step, y, row, col, bias, relu);
-    else CAT(result_body)(4, 3, M, step, y, row, col, bias, relu);
+                                 const REAL *bias, int relu, int stream) {
+    if (n == 6 && m == 4) CAT(result_body)(6, 4, M, step, y, row, col, bias, relu, stream);
+    else if (n == 6 && m == 3) CAT(result_body)(6, 3, M, step, y, row, col, bias, relu, stream);
+    else if (n == 6 && m == 2) CAT(result_body)(6, 2, M, step, y, row, col, bias, relu, stream);
+    else if (n == 6) CAT(result_body)(6, 5, M, step, y, row, col, bias, relu, stream);
+    else if (m == 2) CAT(result_body)(4, 2, M, step, y, row, col, bias, relu, stream);
+    else CAT(result_body)(4, 3, M, step, y, row, col, bias, relu, stream);
 }
 #undef P1
 #undef P2

@@ -18,7 +18,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -26,6 +26,7 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
+    STREAM = 1 << 25  # bytes of a result that no cache keeps: it is written past them
     CACHE_LINE = 64
     FILTER_ROWS = 16  # channels whose filters a task transforms
 
@@ -205,7 +206,8 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
     cdef Rectangle a
     cdef real *y
     cdef real *of
-    cdef bint direct
+    cdef bint direct, stream = (s.N * p.H * p.W * p.groups * p.depth * <Py_ssize_t> sizeof(real) > STREAM
+                                and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0)
     while q < q_end:
         a = rectangle(s, q, q_end)
         h, w, rows, cols = a.i * s.m, a.j * s.m, a.rows * s.m, a.cols * s.m
@@ -221,7 +223,7 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
             for i in range(a.rows):
                 for j in range(a.cols):
                     winograd_result(<int> s.n, <int> s.m, of, step, y + i * s.m * row + j * s.m * col, row, col,
-                                    bias + b if bias != NULL else NULL, relu)
+                                    bias + b if bias != NULL else NULL, relu, direct and stream)
                     of += ld
             if not direct:
                 store_patch(p, dst, a.n, g, h, w, rows, cols, b, patch)
@@ -354,7 +356,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t ti
     cdef Py_ssize_t NR = 2 * lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
     cdef real *a[TILE_MR]
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0)
     for value in range(s.n * s.n):
         for p in range(panel, panel_end):
             for i in range(blocks):
@@ -455,7 +457,7 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
         for v in range(ceil_div(k_end - k, VL)):
             j = v * VL
             winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, result + (c + i) * z.ld + k + j,
-                            s.r * s.src.depth * z.ld, s.src.depth * z.ld, NULL, 0)
+                            s.r * s.src.depth * z.ld, s.src.depth * z.ld, NULL, 0, 0)
     restore_denormals(before)
 
 
@@ -465,7 +467,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 1, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0)
     for value in range(s.n * s.n):
         for i in range(blocks):
             first = channels * i // blocks
