@@ -9,14 +9,14 @@
 #define FASTCONV_DEPTHWISE_H
 #include "kernels.h"
 
-#define EVEN_2 0, 2
-#define ODD_2 1, 3
-#define EVEN_4 0, 2, 4, 6
-#define ODD_4 1, 3, 5, 7
-#define EVEN_8 EVEN_4, 8, 10, 12, 14
-#define ODD_8 ODD_4, 9, 11, 13, 15
-#define EVEN_16 EVEN_8, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD_16 ODD_8, 17, 19, 21, 23, 25, 27, 29, 31
+#define DW_EVEN_2 0, 2
+#define DW_ODD_2 1, 3
+#define DW_EVEN_4 0, 2, 4, 6
+#define DW_ODD_4 1, 3, 5, 7
+#define DW_EVEN_8 DW_EVEN_4, 8, 10, 12, 14
+#define DW_ODD_8 DW_ODD_4, 9, 11, 13, 15
+#define DW_EVEN_16 DW_EVEN_8, 16, 18, 20, 22, 24, 26, 28, 30
+#define DW_ODD_16 DW_ODD_8, 17, 19, 21, 23, 25, 27, 29, 31
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
 #define DW_WIDEST 7
@@ -286,8 +286,8 @@ static void CAT(dw_deal)(REAL *restrict dst, ptrdiff_t step, const REAL *restric
     if (S == 2)
         for (; (i + VL) * 2 <= n; i += VL) {
             const VEC a = CAT(load)(src + 2 * i), b = CAT(load)(src + 2 * i + VL);
-            CAT(store)(dst + i, __builtin_shufflevector(a, b, JOIN(EVEN_, LANES)));
-            CAT(store)(dst + step + i, __builtin_shufflevector(a, b, JOIN(ODD_, LANES)));
+            CAT(store)(dst + i, __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES)));
+            CAT(store)(dst + step + i, __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES)));
         }
 #endif
     for (ptrdiff_t at = i * S; at < n; i++)
