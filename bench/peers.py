@@ -157,10 +157,12 @@ class Fastconv(NHWC):
         self.functions, self.version = fastconv, f"fastconv {fastconv.__version__} ({fastconv.isa()})"
 
     def optimizer(self, name: str, shapes: list[list[int]]) -> None:
+        from fastconv import optim
+
         rng = np.random.default_rng(2)
         params, grads = ([rng.standard_normal(s, np.float32) for s in shapes] for _ in range(2))
         kind, settings, *_ = OPTIMIZERS[name]
-        opt = getattr(self.functions.optim, kind)(params, lr=1e-3, **settings)
+        opt = getattr(optim, kind)(params, lr=1e-3, **settings)
         self.calls = {"fastconv": lambda: opt.step(grads)}
 
 
@@ -401,13 +403,12 @@ def race(args: argparse.Namespace) -> None:
     layers = race_layers(workers, args) if args.only != "optimizers" else []
     optimizers = race_optimizers(workers, args) if args.only != "layers" and "PyTorch" in workers else []
     who = f"{machine()}; {args.threads} threads, float32; {', '.join(w.versions for w in workers.values())}."
-    tables = [layer_tables(layers)] * bool(layers) + [optimizer_table(optimizers)] * bool(optimizers)
+    tables = [write(rows) for write, rows in ((layer_tables, layers), (optimizer_table, optimizers)) if rows]
     print("\n" + "\n\n".join([who, *tables]))
     if args.json:
         args.json.write_text(json.dumps({"who": who, "layers": layers, "optimizers": optimizers}, indent=1))
     if args.readme:
-        chart = README.parent / "docs" / "peers.png"
-        draw(layers, chart)
+        draw(layers, README.parent / "docs" / "peers.png")
         write_section(README, "peers", "\n\n".join([who, "![Speed beside PyTorch](docs/peers.png)", *tables]))
 
 
