@@ -3,16 +3,17 @@
 Every argument is checked before anything is written. What depends on shapes alone is checked and planned once and kept.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from fastconv import checks, geometry, runtime
+from fastconv import _kernels, checks, geometry, runtime
 from fastconv._kernels import memory
-from fastconv.geometry import Padding, Size, Window
-from fastconv.planning import DIRECTIONS, Plan, Problem, plan
+from fastconv.geometry import Padding, Size
+from fastconv.planning import DIRECTIONS, Plan, Problem, forward_gather, plan
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -74,7 +75,7 @@ def _prepare(
     Fh, Fw, _, K = _filters(where, w_shape, layout)
     window = geometry.window(where, H1, W1, (Fh, Fw), S, P, dilation)
     problem = Problem(direction, N, H1, W1, D1, K, window, groups, layout == "NCHW", dtype)
-    return plan(problem, method, isa, precision), _arrange(N, window.size, K, layout)
+    return plan(where, problem, method, isa, precision), _arrange(N, window.size, K, layout)
 
 
 def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
@@ -198,7 +199,7 @@ def conv2d(
     bias = _bias("conv2d", b, w.shape[3 if layout == "NHWC" else 0], x)
     y, written = _result("conv2d", out, shape, x.dtype, ("x", x), ("w", w), ("b", b))
     if written.size:
-        how.run(_dense(x), _dense(w), bias, written, activation is not None, runtime.get_num_threads())
+        how.job.run(_dense(x), _dense(w), bias, written, activation is not None, runtime.get_num_threads())
     return _finish(y, written)
 
 
@@ -249,7 +250,7 @@ def conv2d_grad_x(
     checks.shape("conv2d_grad_x", "dy", dy, shape, "is not the shape of conv2d's result")
     dx, written = _result("conv2d_grad_x", out, x_shape, dy.dtype, ("dy", dy), ("w", w))
     if written.size:
-        how.run(_dense(dy), _dense(w), None, written, False, runtime.get_num_threads())
+        how.job.run(_dense(dy), _dense(w), None, written, False, runtime.get_num_threads())
     return _finish(dx, written)
 
 
@@ -295,7 +296,7 @@ def conv2d_grad_w(
     checks.shape("conv2d_grad_w", "dy", dy, shape, "is not the shape of conv2d's result")
     dw, written = _result("conv2d_grad_w", out, w_shape, x.dtype, ("dy", dy), ("x", x))
     if written.size and dy.size:
-        how.run(_dense(dy), _dense(x), None, written, False, runtime.get_num_threads())
+        how.job.run(_dense(dy), _dense(x), None, written, False, runtime.get_num_threads())
     else:
         written[...] = 0
     return _finish(dw, written)
@@ -413,20 +414,21 @@ def conv_transpose2d(
     bias = _bias(where, b, k * groups, x)
     y = memory.empty(y_shape, x.dtype)
     if y.size:
-        how.run(_dense(x), _dense(w), bias, y, False, runtime.get_num_threads())
+        how.job.run(_dense(x), _dense(w), bias, y, False, runtime.get_num_threads())
     return y
 
 
 def explain(
-    x_shape: Shape, w_shape: Shape, *, direction: str = "fwd", S: Size = 1, P: Padding = 0, dilation: Size = 1,
+    x_shape: Shape | Array, w_shape: Shape | Array, *, direction: str = "fwd", S: Size = 1, P: Padding = 0, dilation: Size = 1,
     groups: int = 1, layout: str = "NHWC", method: str = "auto", dtype: str = "float32",
 ) -> Plan:  # fmt: skip
     """Say how a call would be done, and why.
 
     Parameters
     ----------
-    x_shape, w_shape : tuple of int
-        Shapes of x and w; every direction has those of its forward convolution.
+    x_shape, w_shape : tuple of int, or ndarray
+        Shapes of x and w, or arrays: then `copies` tells which of them would be copied first. Every direction has the
+        shapes of its forward convolution.
     direction : {"fwd", "grad_x", "grad_w"}
     S, P, dilation, groups, layout, method
         As in `conv2d`.
@@ -436,16 +438,118 @@ def explain(
     -------
     Plan
         With ``.method .isa .threads .flops .workspace_bytes .copies .reason`` and a readable ``str()``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> fc.explain((8, 56, 56, 64), (1, 1, 64, 64)).method
+    'direct'
     """
     checks.choice("explain", "direction", direction, DIRECTIONS)
+    given = {"x": x_shape, "w": w_shape}
+    copies = tuple(name for name, a in given.items() if isinstance(a, np.ndarray) and _dense(a) is not a)
+    x_shape, w_shape = (a.shape if isinstance(a, np.ndarray) else a for a in (x_shape, w_shape))
     kind = np.dtype(checks.choice("explain", "dtype", dtype, ("float32", "float64")))
     x_shape, w_shape = _given_shape("explain", "x_shape", x_shape), _given_shape("explain", "w_shape", w_shape)
     how, _ = _prepared("explain", direction, x_shape, w_shape, kind, (S, P, dilation, groups, layout, method))
-    return how
+    return dataclasses.replace(how, copies=copies)
 
 
-def _cols_problem(where: str, x_shape: Shape, F: Size, S: Size, P: Padding, dilation: Size, layout: str) -> tuple[Any, Shape]:
+def _cols_gather(
+    where: str, x_shape: Shape, F: Size, S: Size, P: Padding, dilation: Size, layout: str, dtype: np.dtype
+) -> tuple[Any, Shape, Shape]:
+    """The gather of im2col, the shape of its result as the kernel writes it, and that of the matrix."""
     checks.choice(where, "layout", layout, LAYOUTS)
     N, H1, W1, D1 = _volume(x_shape, layout)
-    window: Window = geometry.window(where, H1, W1, F, S, P, dilation)
-    return Problem("fwd", N, H1, W1, D1, 1, window, 1, False, "f"), (N * math.prod(window.size), math.prod(window.F) * D1)
+    window = geometry.window(where, H1, W1, F, S, P, dilation)
+    problem = Problem("im2col", N, H1, W1, D1, 1, window, 1, layout == "NCHW", dtype.char)
+    taps = math.prod(window.F)
+    written = (N, *window.size, taps * D1) if layout == "NHWC" else (N, D1 * taps, *window.size)
+    return forward_gather(problem, one_run=False), written, (N * math.prod(window.size), taps * D1)
+
+
+def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, layout: str = "NHWC") -> Array:
+    """Every window of the pictures as a row of a matrix, so that convolution is a product with it.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, H1, W1, D1), or (N, D1, H1, W1) in layout "NCHW"
+    F : int or (height, width)
+        The window.
+    S, P, dilation, layout
+        As in `conv2d`.
+
+    Returns
+    -------
+    cols : ndarray of shape (N*H2*W2, F*F*D1)
+        The columns lie as the weights do: (F, F, D1) in layout "NHWC", (D1, F, F) in "NCHW".
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> fc.im2col(np.arange(9.0).reshape(1, 3, 3, 1), 2).astype(int)
+    array([[0, 1, 3, 4],
+           [1, 2, 4, 5],
+           [3, 4, 6, 7],
+           [4, 5, 7, 8]])
+    """
+    checks.array("im2col", "x", x, 4)
+    gather, written, shape = _cols_gather("im2col", x.shape, F, S, P, dilation, layout, x.dtype)
+    cols = memory.empty(written, x.dtype)
+    if cols.size:
+        _kernels.kernel("conv").im2col(gather, _dense(x), cols, runtime.get_num_threads())
+    return cols.reshape(shape) if layout == "NHWC" else cols.transpose(0, 2, 3, 1).reshape(shape)
+
+
+def col2im(
+    cols: Array, x_shape: Shape, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, layout: str = "NHWC"
+) -> Array:
+    """The adjoint of `im2col`: every row is added back to where its window lay.
+
+    Parameters
+    ----------
+    cols : ndarray of shape (N*H2*W2, F*F*D1)
+    x_shape : tuple of int
+        Shape of the pictures.
+    F, S, P, dilation, layout
+        As in `im2col`.
+
+    Returns
+    -------
+    x : ndarray of shape x_shape
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> fc.col2im(np.ones((4, 4)), (1, 3, 3, 1), 2)[0, :, :, 0].astype(int)
+    array([[1, 2, 1],
+           [2, 4, 2],
+           [1, 2, 1]])
+    """
+    checks.array("col2im", "cols", cols, 2)
+    x_shape = _given_shape("col2im", "x_shape", x_shape)
+    gather, written, shape = _cols_gather("col2im", x_shape, F, S, P, dilation, layout, cols.dtype)
+    checks.shape("col2im", "cols", cols, shape, "is not the shape of im2col's result")
+    x = memory.empty(x_shape, cols.dtype)
+    x[...] = 0
+    if cols.size:
+        if layout == "NCHW":
+            N, depth, H2, W2 = written
+            cols = cols.reshape(N, H2, W2, depth).transpose(0, 3, 1, 2)
+        _kernels.kernel("conv").col2im(gather, _dense(cols), x, runtime.get_num_threads())
+    return x

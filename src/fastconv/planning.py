@@ -6,6 +6,7 @@ same shapes plans nothing.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -100,21 +101,61 @@ def gradient_gathers(p: Problem) -> list[Any]:
     return gathers
 
 
-# ---------------------------------------------------------------- methods: each returns run(a, b, bias, out, relu, threads)
-Run = Callable[..., None]
+# ---------------------------------------------------------------- methods: each makes a `Job`
+class Job(NamedTuple):
+    """How a plan is carried out: run(a, b, bias, out, relu, threads) and the bytes it allocates, workspace(threads).
+
+    a and b are x and w (fwd), dy and w (grad_x), dy and x (grad_w).
+    """
+
+    run: Callable[..., None]
+    workspace: Callable[[int], int]
 
 
-def _direct(p: Problem) -> Run:
+def _itemsize(p: Problem) -> int:
+    return np.dtype(p.dtype).itemsize
+
+
+def _depthwise(p: Problem) -> Job:
+    kernels, w = _kernels.kernel("depthwise"), p.window
+    options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1)
+
+    def forward(x: Any, w: Any, bias: Any, y: Any, relu: bool, threads: int) -> None:
+        kernels.forward(x, w, bias, y, *options, relu, p.nchw, threads)
+
+    def grad_x(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
+        kernels.grad_x(dy, w, dx, *options, p.nchw, threads)
+        if bias is not None:
+            dx += bias.reshape(-1, 1, 1) if p.nchw else bias
+
+    def grad_w(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
+        kernels.grad_w(dy, x, dw, *options, p.nchw, threads)
+
+    return Job({"fwd": forward, "grad_x": grad_x, "grad_w": grad_w}[p.direction], lambda threads: 0)
+
+
+def _direct(p: Problem) -> Job:
+    if p.groups == p.D1 > 1:
+        return _depthwise(p)
     if p.direction == "grad_w":
-        gradient = weight_gradient(p, forward_gather(p, one_run=False))
-        return lambda dy, x, bias, dw, relu, threads: gradient.run(x, dy, dw, threads)
+        return _gradient_job(weight_gradient(p, forward_gather(p, one_run=False)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         for gather in gathers:
             gather.run(src, w, bias, dst, relu, threads)
 
-    return gathers[0].run if len(gathers) == 1 else run
+    def workspace(threads: int) -> int:
+        return max(gather.workspace(_itemsize(p), threads) for gather in gathers)
+
+    return Job(gathers[0].run if len(gathers) == 1 else run, workspace)
+
+
+def _gradient_job(gradient: Any, p: Problem) -> Job:
+    def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
+        gradient.run(x, dy, dw, threads)
+
+    return Job(run, lambda threads: gradient.workspace(_itemsize(p), threads))
 
 
 def weight_gradient(p: Problem, gather: Any) -> Any:
@@ -128,7 +169,7 @@ def weight_gradient(p: Problem, gather: Any) -> Any:
     return _kernels.kernel("conv").WeightGradient(gather, parts, cuts)
 
 
-def _im2col(p: Problem) -> Run:
+def _im2col(p: Problem) -> Job:
     conv, gather = _kernels.kernel("conv"), forward_gather(p, one_run=False)
     (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
     shape = (p.N, p.groups, D, taps, H2, W2) if p.nchw else (p.N, H2, W2, p.groups, taps, D)
@@ -140,17 +181,15 @@ def _im2col(p: Problem) -> Run:
         if p.direction != "grad_x":
             conv.im2col(gather, a if p.direction == "fwd" else b, cols, threads)
         if p.direction == "fwd":
-            product(cols, b, bias, out, relu, threads)
+            product.run(cols, b, bias, out, relu, threads)
         elif p.direction == "grad_w":
-            product(a, cols, None, out, False, threads)
+            product.run(a, cols, None, out, False, threads)
         else:
-            product(a, b, None, cols, False, threads)
+            product.run(a, b, None, cols, False, threads)
             out[...] = 0 if bias is None else bias.reshape(-1, 1, 1) if p.nchw else bias
             conv.col2im(gather, cols, out, threads)
-            if relu:
-                np.maximum(out, 0, out=out)
 
-    return run
+    return Job(run, lambda threads: math.prod(shape) * _itemsize(p) + product.workspace(threads))
 
 
 # ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
@@ -212,60 +251,99 @@ def _winograd_wanted(p: Problem) -> str | None:
     return f"F({m}x{m}, {r}x{r}) takes about {ratio:.2f} of direct's cycles" if ratio < MARGIN else None
 
 
-def _winograd(p: Problem) -> Run:
+def _winograd(p: Problem) -> Job:
     kernels, (Fh, Fw), ((top, _), (left, _)), (H2, W2) = _kernels.kernel("winograd"), p.window.F, p.window.pads, p.window.size
     D, K, tile = p.D1 // p.groups, p.K // p.groups, winograd_tile(p)
     if p.direction == "grad_x":
         sizes = (p.N, p.groups, K, D, H2, W2, p.H1, p.W1)
-        return kernels.Winograd(sizes, tile, top - Fh + 1, left - Fw + 1, p.nchw, True).run
-    forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, -top, -left, p.nchw, False)
-    if p.direction == "fwd":
-        return forward.run
+        forward = kernels.Winograd(sizes, tile, top - Fh + 1, left - Fw + 1, p.nchw, True)
+    else:
+        forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, -top, -left, p.nchw, False)
+    if p.direction != "grad_w":
+        return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
     tiles, corners = p.N * -(-H2 // tile[0]) * -(-W2 // tile[0]), -(-D // 64) * -(-K // 64) * p.groups
-    gradient = kernels.WeightGradient(forward, max(1, min(8 // corners, tiles // 64)))
-    return lambda dy, x, bias, dw, relu, threads: gradient.run(x, dy, dw, threads)
+    return _gradient_job(kernels.WeightGradient(forward, max(1, min(8 // corners, tiles // 64))), p)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call is done. ``str(plan)`` reads well."""
+    """How a call is done, and why. ``str(plan)`` reads well.
+
+    Attributes
+    ----------
+    method : str
+        "direct", "im2col" or "winograd".
+    reason : str
+        Why this one.
+    isa : str
+        The level of instructions whose kernels it takes.
+    flops : int
+        Multiplications and additions of direct convolution, whatever the method.
+    copies : tuple of str
+        The arguments that are copied first, since they are not C-contiguous; shapes alone show none.
+    """
 
     method: str
     reason: str
     isa: str
     flops: int
-    run: Run = field(repr=False)
+    job: Job = field(repr=False)
+    copies: tuple[str, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """Threads that the next call would use."""
+        return runtime.get_num_threads()
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that a call allocates besides its result: packed or transformed weights and the threads' scratch."""
+        return self.job.workspace(self.threads)
+
+    def __str__(self) -> str:
+        size = f"{self.workspace_bytes / 2**20:.2f} MB of workspace"
+        return (
+            f"{self.method}: {self.reason}; {self.flops / 1e9:.3g} GFLOP, {self.isa}, {self.threads} thread(s), {size}, "
+            f"copies: {', '.join(self.copies) or 'none'}"
+        )
 
 
 class Method(NamedTuple):
-    """A way to convolve: whether it can do a problem (None, or why not) and whether "auto" wants it (None, or why)."""
+    """A way to convolve: why it cannot do a problem (or None), why "auto" wants it for one (or None), and how it does it."""
 
     name: str
     refuses: Callable[[Problem], str | None]
     wanted: Callable[[Problem], str | None]
-    make: Callable[[Problem], Run]
+    make: Callable[[Problem], Job]
+
+
+def _direct_wanted(p: Problem) -> str:
+    if p.groups == p.D1 > 1:
+        return "depthwise: every channel stands alone"
+    if p.pointwise:
+        return "1x1: a matrix product on the picture as it lies"
+    return "no other method takes fewer cycles"
 
 
 METHODS = (
     Method("winograd", _winograd_refuses, _winograd_wanted, _winograd),
-    Method("direct", lambda p: None, lambda p: "the register tile reads the picture through pointers", _direct),
+    Method("direct", lambda p: None, _direct_wanted, _direct),
     Method("im2col", lambda p: None, lambda p: None, _im2col),
 )
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(p: Problem, method: str, isa: str, precision: str) -> Plan:
+def plan(where: str, p: Problem, method: str, isa: str, precision: str) -> Plan:
     """The plan of `p` by `method` on a level of instructions; raises ValueError where a named method cannot do it."""
     able = [m for m in METHODS if m.refuses(p) is None]
-    for m in METHODS:
-        if m.name == method:
-            why = m.refuses(p)
-            if why:
-                names = ", ".join(repr(a.name) for a in able)
-                raise checks.value_error("conv2d", f"method={method!r} cannot do this: {why}", f"one of {names}", repr(method))
-            return Plan(m.name, "it was asked for", isa, p.flops, m.make(p))
-    for m in able:
-        reason = None if m.name == "winograd" and precision == "exact" else m.wanted(p)
-        if reason:
-            return Plan(m.name, reason, isa, p.flops, m.make(p))
-    raise AssertionError("direct convolution does everything")
+    if method != "auto":
+        chosen = next(m for m in METHODS if m.name == method)
+        why = chosen.refuses(p)
+        if why:
+            names = ", ".join(repr(m.name) for m in able)
+            raise checks.value_error(where, f"method={method!r} cannot do this: {why}", f"one of {names}", repr(method))
+        return Plan(method, "it was asked for", isa, p.flops, chosen.make(p))
+    if precision == "exact":
+        able = [m for m in able if m.name != "winograd"]
+    chosen, reason = next((m, reason) for m in able if (reason := m.wanted(p)))
+    return Plan(chosen.name, reason, isa, p.flops, chosen.make(p))

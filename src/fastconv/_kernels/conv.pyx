@@ -29,8 +29,9 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
-    STREAM = 1 << 25    # bytes of a result that no cache keeps
-    L2_SHARE = 1 << 18  # bytes of one operand that a core's second-level cache holds with room to spare
+    STREAM = 1 << 25      # bytes of a result that no cache keeps: it is written past them
+    L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
+    SMALL_WORK = 1 << 17  # products that are done before a team of threads has started
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
@@ -79,12 +80,26 @@ cdef class Gather:
         s.dh = <Py_ssize_t *> cnp.PyArray_DATA(taps)
         s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
 
+    def workspace(self, Py_ssize_t itemsize, int threads):
+        """Bytes that `run` allocates: packed weights and each thread's scratch."""
+        return gather_bytes[float](self, threads, NULL) if itemsize == 4 else gather_bytes[double](self, threads, NULL)
+
     def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
         """Write the grid's pixels of dst; bias may be None."""
         if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
             run_gather[float](self, src, w, bias, dst, relu, threads, NULL)
         else:
             run_gather[double](self, src, w, bias, dst, relu, threads, NULL)
+
+
+cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like):
+    cdef Shape *s = &self.s
+    cdef Chunks z
+    if not self.nchw:
+        z = plan_chunks(s, threads, like)
+        return z.packed * sizeof(real) + threads * z.scratch
+    repacked = s.groups * s.K * s.C * s.T if self.transposed or s.T < s.window else 0
+    return repacked * sizeof(real) + threads * plan_panels(s, threads, like).scratch
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -97,52 +112,64 @@ cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, c
 
 
 # ---------------------------------------------------------------- depth-last: rows of the tile are pixels
+cdef struct Chunks:
+    # How a depth-last gather is cut into tasks: chunks of pixels, counted over the batch, and cuts of the panels of filters.
+    Py_ssize_t panels, panel_size     # of NR filters; numbers in one
+    Py_ssize_t chunk, per_image       # pixels in a chunk; pixels that chunks stay within
+    Py_ssize_t per_row, chunks, cuts  # chunks within those; chunks in all
+    Py_ssize_t packed, scratch        # numbers of packed weights and biases; bytes of a thread
+
+
+cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
+    cdef Chunks z
+    cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
+    z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
+    z.packed = s.groups * z.panels * (z.panel_size + NR)
+    # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
+    unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
+    share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * most(1, s.merged))
+    z.chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
+    while z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:
+        z.chunk = most(unit, z.chunk // 2 // unit * unit)
+    z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
+    z.per_row = ceil_div(z.per_image, z.chunk)
+    z.chunks = z.per_row * (pixels // z.per_image)
+    z.cuts = 1
+    if z.chunks * s.groups < threads:
+        z.cuts = most(1, least(z.panels, ceil_div(3 * threads, most(1, z.chunks * s.groups))))
+    z.scratch = pixel_scratch(s, z.chunk, sizeof(real))
+    return z
+
+
 cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, bint relu, int threads):
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
-    cdef Py_ssize_t NR = 2 * lanes(src), panels = ceil_div(s.K, NR), pixels = s.N * s.rows * s.cols
-    cdef Py_ssize_t depth = s.T * s.C, panel_size = depth * NR
-    cdef dtype = dtype_of(src)
-    s.stream = (pixels * s.groups * s.K * sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
-                and s.K % lanes(src) == 0)
-    cdef cnp.ndarray packed = memory.empty((s.groups * panels * panel_size + s.groups * panels * NR,), dtype)
-    cdef real *b = data(packed, src)
-    cdef real *biases = b + s.groups * panels * panel_size if bias is not None else NULL
-    cdef real *given = data(bias, src) if bias is not None else NULL
-
-    # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
-    cdef Py_ssize_t unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
-    cdef Py_ssize_t share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * (s.merged if s.merged else 1))
-    cdef Py_ssize_t chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
-    while chunk > unit and ceil_div(pixels, chunk) * s.groups < 4 * threads:
-        chunk = most(unit, chunk // 2 // unit * unit)
-    cdef Py_ssize_t per_image = s.rows * s.cols if s.merged else pixels  # a chunk stays within it
-    cdef Py_ssize_t per_row = ceil_div(per_image, chunk)
-    cdef Py_ssize_t chunks = per_row * (pixels // per_image)
-    cdef Py_ssize_t cuts = most(1, least(panels, ceil_div(3 * threads, most(1, chunks * s.groups))))
-    if threads == 1 or chunks * s.groups >= threads:
-        cuts = 1
-    cdef Py_ssize_t tasks = chunks * s.groups * cuts
-    cdef Py_ssize_t scratch = pixel_scratch(s, chunk, sizeof(real))
-    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef Chunks z = plan_chunks(s, threads, src)
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, at, p, g, lo, hi, c
+    cdef cnp.ndarray packed = memory.empty((z.packed,), dtype_of(src))
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef Py_ssize_t i, at, p, g, lo, hi, c
-    cdef bint parallel = threads > 1 and <double> pixels * depth * s.K * s.groups > 40000
+    cdef real *b = data(packed, src)
+    cdef real *biases = b + s.groups * z.panels * z.panel_size if bias is not None else NULL
+    cdef real *given = data(bias, src) if bias is not None else NULL
+    cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
+    s.stream = (pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
+                and s.K % lanes(src) == 0)
     with nogil:
-        for i in prange(s.groups * panels * s.T, num_threads=threads, schedule="static", use_threads_if=threads > 1 and
-                        s.groups * s.K * depth > 65536):
-            pack_panel(self, w, b + i * s.C * NR, i // (panels * s.T), i // s.T % panels, i % s.T)
+        for i in prange(s.groups * z.panels * s.T, num_threads=threads, schedule="static",
+                        use_threads_if=threads > 1 and z.packed > SMALL_WORK):
+            pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T)
         if biases != NULL:
-            for i in range(s.groups * panels * NR):
-                g, c = i // (panels * NR), i % (panels * NR)
+            for i in range(s.groups * z.panels * NR):
+                g, c = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.K + c] if c < s.K else 0
-        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            p, at = i % cuts, i // cuts
+        for i in prange(z.chunks * s.groups * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            p, at = i % z.cuts, i // z.cuts
             g, at = at % s.groups, at // s.groups
-            lo = at // per_row * per_image + at % per_row * chunk
-            hi = least(lo + chunk, (at // per_row + 1) * per_image)
-            pixel_task(s, src, b + g * panels * panel_size, biases + g * panels * NR if biases != NULL else NULL, dst, relu,
-                       g, lo, hi, panels * p // cuts, panels * (p + 1) // cuts, space + threadid() * scratch)
+            lo = at // z.per_row * z.per_image + at % z.per_row * z.chunk
+            hi = least(lo + z.chunk, (at // z.per_row + 1) * z.per_image)
+            pixel_task(s, src, b + g * z.panels * z.panel_size, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu,
+                       g, lo, hi, z.panels * p // z.cuts, z.panels * (p + 1) // z.cuts, space + threadid() * z.scratch)
 
 
 cdef dtype_of(real *like):
@@ -291,27 +318,37 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
 
 
 # ---------------------------------------------------------------- depth-first: rows of the tile are filters
+cdef struct Panels:
+    # How a depth-first gather is cut into tasks: sets of panels of pixels of one picture, and cuts of the filters.
+    Py_ssize_t panels, together, sets # of NR pixels; packed at a time; sets of so many
+    Py_ssize_t channels               # packed at a time: the sums of the ones before wait in dst
+    Py_ssize_t cuts, scratch
+
+
+cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
+    cdef Panels z
+    cdef Py_ssize_t NR = 2 * lanes(like), tap_bytes = most(1, s.T) * NR * <Py_ssize_t> sizeof(real), batch
+    z.panels = ceil_div(s.rows * s.cols, NR)
+    z.channels = most(1, least(s.C, 2 * L2_SHARE // tap_bytes))
+    # Longer stretches of each plane at a time, and every row of weights serves them all.
+    z.together = most(1, least(least(z.panels, 8), 2 * L2_SHARE // (z.channels * tap_bytes)))
+    while z.together > 1 and s.N * s.groups * ceil_div(z.panels, z.together) < 4 * threads:
+        z.together -= 1
+    z.sets = ceil_div(z.panels, z.together)
+    batch = s.N * s.groups * z.sets
+    z.cuts = 1 if batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, most(1, batch)))
+    z.scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
+    return z
+
+
 cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads):
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, panels = ceil_div(pixels, NR), depth = s.C * s.T
-    # Channels whose panel of pixels stays in cache; the sums of the ones before wait in dst.
-    cdef Py_ssize_t channels = most(1, least(s.C, 2 * L2_SHARE // (most(1, s.T) * NR * <Py_ssize_t> sizeof(real))))
-    # Panels packed at a time: longer stretches of each plane, and every row of weights serves them all.
-    cdef Py_ssize_t together = most(1, least(least(panels, 8), 2 * L2_SHARE // (channels * most(1, s.T) * NR * <Py_ssize_t> sizeof(real))))
-    cdef Py_ssize_t sets, batch
-    while together > 1 and s.N * s.groups * ceil_div(panels, together) < 4 * threads:
-        together -= 1
-    sets = ceil_div(panels, together)
-    batch = s.N * s.groups * sets
-    cdef Py_ssize_t cuts = 1 if threads == 1 or batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, batch))
-    cdef Py_ssize_t tasks = batch * cuts
-    cdef Py_ssize_t scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned(
-        (together * channels * s.T + TILE_MR) * NR * sizeof(real))
-    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef Panels z = plan_panels(s, threads, src)
+    cdef Py_ssize_t depth = s.C * s.T, i, n, g, first, cut
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef cnp.ndarray packed
-    cdef Py_ssize_t i, n, g, first, cut
-    cdef bint parallel = threads > 1 and <double> pixels * s.N * depth * s.K * s.groups > 40000
+    cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * depth * s.K * s.groups > SMALL_WORK
     cdef bint repack = self.transposed or s.T < s.window
     cdef real *rows = w
     if repack:
@@ -321,13 +358,13 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
         if repack:
             for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
                 pack_row(self, w, rows + i * depth, i // s.K, i % s.K)
-        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, first, g = i % cuts, i // cuts % sets * together, i // cuts // sets
+        for i in prange(s.N * s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, first, g = i % z.cuts, i // z.cuts % z.sets * z.together, i // z.cuts // z.sets
             n, g = g // s.groups, g % s.groups
             filter_task(s, src + (n * s.groups + g) * s.C * s.Hs * s.Ws, rows + g * s.K * depth,
-                        bias + g * s.K if bias != NULL else NULL, dst + (n * s.groups + g) * s.K * s.Hd * s.Wd, relu,
-                        first, least(panels, first + together), s.K * cut // cuts, s.K * (cut + 1) // cuts, channels,
-                        space + threadid() * scratch)
+                        bias + g * s.K if bias != NULL else NULL, dst + (n * s.groups + g) * s.K * s.Hd * s.Wd, relu, first,
+                        least(z.panels, first + z.together), s.K * cut // z.cuts, s.K * (cut + 1) // z.cuts, z.channels,
+                        space + threadid() * z.scratch)
 
 
 cdef void pack_row(Gather self, real *w, real *row, Py_ssize_t g, Py_ssize_t k) noexcept nogil:
@@ -480,11 +517,21 @@ cdef class WeightGradient:
     def __init__(self, Gather forward, Py_ssize_t parts, Py_ssize_t cuts):
         self.forward, self.parts, self.cuts = forward, parts, cuts
 
+    def workspace(self, Py_ssize_t itemsize, int threads):
+        """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
+        return gradient_bytes[float](self, threads, NULL) if itemsize == 4 else gradient_bytes[double](self, threads, NULL)
+
     def run(self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads):
         if cnp.PyArray_TYPE(dw) == cnp.NPY_FLOAT32:
             weight_gradient[float](self, src, dy, dw, threads, NULL)
         else:
             weight_gradient[double](self, src, dy, dw, threads, NULL)
+
+
+cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
+    cdef Shape *s = &self.forward.s
+    cdef Strips z = plan_strips(s, self.cuts, like)
+    return self.parts * s.groups * s.T * s.C * z.ld * sizeof(real) + threads * strip_bytes(s, &z, self.cuts, like)
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
@@ -500,7 +547,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
     cdef bint nchw = self.forward.nchw, parallel
-    parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > 40000
+    parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             p, g, cut = i // self.cuts // s.groups, i // self.cuts % s.groups, i % self.cuts
@@ -679,7 +726,7 @@ cdef walk_cols(Gather self, cnp.ndarray src, cnp.ndarray cols, int threads, bint
     cdef real *x = data(src, like)
     cdef real *y = data(cols, like)
     cdef Py_ssize_t units = s.N if not self.nchw else s.N * s.groups * s.C, i
-    cdef bint parallel = threads > 1 and cols.size > 40000
+    cdef bint parallel = threads > 1 and cols.size > SMALL_WORK
     with nogil:
         for i in prange(units, num_threads=threads, schedule="static", use_threads_if=parallel):
             if self.nchw:

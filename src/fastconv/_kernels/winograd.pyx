@@ -28,6 +28,7 @@ cnp.import_array()
 cdef enum:
     STREAM = 1 << 25  # bytes of a result that no cache keeps: it is written past them
     CACHE_LINE = 64
+    SMALL_WORK = 1 << 17  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
 
 cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
@@ -74,6 +75,10 @@ cdef class Winograd:
         s.dst = Picture(Hd, Wd, K, s.groups, nchw)
         s.top, s.left, s.transposed = top, left, transposed
         s.tiles_h, s.tiles_w = ceil_div(Hd, s.m), ceil_div(Wd, s.m)
+
+    def workspace(self, Py_ssize_t itemsize, int threads):
+        """Bytes that `run` allocates: transformed filters and each thread's scratch."""
+        return forward_bytes[float](self, threads, NULL) if itemsize == 4 else forward_bytes[double](self, threads, NULL)
 
     def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
         """Write dst; bias may be None."""
@@ -266,6 +271,12 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
+cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
+    cdef Shape *s = &self.s
+    cdef Blocks z = plan_blocks(s, threads, like)
+    return s.groups * (s.n * s.n * z.u_step + z.panels * 2 * lanes(like)) * sizeof(real) + threads * z.scratch
+
+
 cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
              real *like):
     cdef Shape *s = &self.s
@@ -282,7 +293,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef real *x = data(src, like)
     cdef real *y = data(dst, like)
     cdef real *weights = data(w, like)
-    cdef bint parallel = threads > 1
+    cdef bint parallel = threads > 1 and <double> total * s.groups * s.src.depth * s.dst.depth * values > SMALL_WORK
     with nogil:
         for i in prange(s.groups * z.panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
             g, block, cut = i // groups_of_rows // z.panels, i // groups_of_rows % z.panels, i % groups_of_rows * FILTER_ROWS
@@ -389,6 +400,10 @@ cdef class WeightGradient:
     def __init__(self, Winograd forward, Py_ssize_t parts):
         self.forward, self.parts = forward, parts
 
+    def workspace(self, Py_ssize_t itemsize, int threads):
+        """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
+        return gradient_bytes[float](self, threads, NULL) if itemsize == 4 else gradient_bytes[double](self, threads, NULL)
+
     def run(self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads):
         if cnp.PyArray_TYPE(dw) == cnp.NPY_FLOAT32:
             weight_gradient[float](self, src, dy, dw, threads, NULL)
@@ -411,6 +426,12 @@ cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
     return z
 
 
+cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
+    cdef Shape *s = &self.forward.s
+    cdef Corners z = plan_corners(s, like)
+    return self.parts * s.groups * s.r * s.r * s.src.depth * z.ld * sizeof(real) + threads * z.scratch
+
+
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, like)
@@ -423,7 +444,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
     cdef real *result = data(sums, like)
-    cdef bint parallel = threads > 1
+    cdef bint parallel = threads > 1 and <double> total * s.groups * C * s.dst.depth * s.n * s.n > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             k, c = i % z.across * z.K, i // z.across % z.down * z.C
