@@ -126,6 +126,17 @@ def test_metrics_callbacks_and_clipping():
     assert 0 < np.linalg.norm(job.model.flat_params - before) <= 16e-3 * 1.001
 
 
+def test_an_optimizer_of_the_flat_buffer_gives_the_same_bits():
+    x, y = problem()
+    results = []
+    for flat in (False, True):
+        model = net()
+        job = Trainer(model, optim.Adam([model.flat_params] if flat else model.params, 0.01))
+        job.fit(x, y, **HOW)
+        results.append(bits(model))
+    assert results[0] == results[1]
+
+
 def test_accuracy_counts_the_largest():
     assert accuracy(np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.array([1, 1, 2])) == 2 / 3
 
@@ -432,7 +443,7 @@ def test_too_large_a_rate_stops_the_run_and_is_told(tmp_path):
     x, y = problem()
     job, file = trainer(lambda p: optim.SGD(p, 1e38)), tmp_path / "run.safetensors"
     before = bits(job.model)
-    with pytest.raises(TrainingDiverged, match=r"layer 0, Conv2D.*smaller rate \(it was 1e\+38\)"):
+    with pytest.raises(TrainingDiverged, match=r"of layer \d, .*smaller rate \(it was 1e\+38\)"):
         job.fit(x, y, **HOW, checkpoint=file, checkpoint_every=1)
     assert bits(job.model) == before
     assert not file.exists() or np.isfinite(checkpoints.load(file, "checkpoint")["trainer"]["model"]["6.dense.w"]).all()
@@ -455,6 +466,8 @@ def test_errors_come_before_anything_happens():
         (lambda: job.fit(x, y + 1, batch_size=60, epochs=1, progress=False), ValueError, "label"),
         (lambda: job.fit(x[:, :7], y, batch_size=8, epochs=1, progress=False), ValueError, "shape"),
         (lambda: Trainer("model", None), TypeError, "Sequential"),
+        (lambda: Trainer(job.model, optim.SGD(net().params, 0.1)), ValueError, "other arrays than the model's"),
+        (lambda: Trainer(job.model, None).fit(x, y, batch_size=8, epochs=1), TypeError, "without an optimizer"),
     ]
     threads = threading.active_count()
     for call, kind, said in cases:

@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {
 }
 MODELS = models.BUILDERS
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {
-    "cosine": lambda lr, steps: lambda t: lr * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2,
+    "cosine": lambda lr, steps: schedules.CosineDecay(lr, steps),
     "constant": lambda lr, steps: lr,
     "step": lambda lr, steps: schedules.StepDecay(lr, factor=0.5, every=max(1, steps // 8)),
     "exponential": lambda lr, steps: schedules.ExponentialDecay(lr, math.log(100) / steps),

@@ -135,7 +135,7 @@ class Trainer:
     model : Sequential
         Or any built `Layer`.
     optimizer : optimizer from `fastconv.optim`
-        Made with ``model.params``.
+        Made with ``model.params`` (or ``[model.flat_params]``); None will do for evaluation.
     loss : callable
         ``loss(output, y) -> (value, gradient by output)``, means over the batch.
     schedule : callable, optional
@@ -167,6 +167,7 @@ class Trainer:
         if not isinstance(model, Layer) or not model.built:
             raise checks.type_error("Trainer", "model must be a built layer or model", "a Sequential", repr(model)[:60])
         self.model, self.optimizer, self.loss, self.schedule, self.prepare = model, optimizer, loss, schedule, prepare
+        self._grads = self._gradients()
         if metrics is None:
             metrics = {"accuracy": accuracy} if loss is softmax_cross_entropy else {}
         self.metrics = dict(metrics)
@@ -227,6 +228,9 @@ class Trainer:
         OSError
             When the checkpoint cannot be written; the one before it stays.
         """
+        if self.optimizer is None:
+            what = "a trainer without an optimizer can only evaluate"
+            raise checks.type_error("fit", what, "Trainer(model, optimizer)")
         x, y, validation = self._check_data("fit", x, y, batch_size, validation)
         checks.count("fit", "epochs", epochs)
         checks.count("fit", "seed", seed, 0)
@@ -255,7 +259,7 @@ class Trainer:
         if math.isfinite(value):
             self.model.backward(gradient)
             lr = self.schedule(self.optimizer.t) if self.schedule else None
-            self.optimizer.step(self.model.grads, lr=lr, max_norm=max_norm)
+            self.optimizer.step(self._grads, lr=lr, max_norm=max_norm)
         return float(value), output
 
     # ---------------------------------------------------------------------------------------------------- evaluation
@@ -320,6 +324,16 @@ class Trainer:
         self.model.rng.bit_generator.state = state["random"]
 
     # ------------------------------------------------------------------------------------------------------- private
+
+    def _gradients(self) -> list[Array]:
+        """The model's gradients as the optimizer takes them."""
+        model, params = self.model, list(getattr(self.optimizer, "params", self.model.params))
+        if len(params) == 1 and params[0] is model.flat_params:
+            return [model.flat_grads]
+        if len(params) != len(model.params) or any(a is not b for a, b in zip(params, model.params, strict=True)):
+            what = "the optimizer was made with other arrays than the model's"
+            raise checks.value_error("Trainer", what, "model.params, in their order")
+        return model.grads
 
     def _ahead(self, x: Array, y: Array, batch_size: int) -> Generator[Any, None, None]:
         return prefetch(batches(x, y, batch_size, shuffle=False, prepare=self.prepare))
