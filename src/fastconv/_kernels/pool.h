@@ -1,0 +1,107 @@
+/* The inner loops of pooling, once for float and once for double (this header reads itself for each REAL).
+ *
+ * A run is n results side by side whose windows have the same taps: the channels of a pixel (step 1), or the places of a row
+ * (step S). Result l takes x[t][l * step] for every tap t. */
+#ifndef REAL
+#ifndef FASTCONV_POOL_H
+#define FASTCONV_POOL_H
+#include <math.h>
+#include <stdint.h>
+#include "kernels.h"
+
+#define REAL float
+#define SUFFIX _f32
+#define PLACE int32_t
+#include "pool.h"
+#undef REAL
+#undef SUFFIX
+#undef PLACE
+
+#define REAL double
+#define SUFFIX _f64
+#define PLACE int64_t
+#include "pool.h"
+#undef REAL
+#undef SUFFIX
+#undef PLACE
+#endif
+#else
+
+INLINE VEC CAT(pool_load)(const REAL *p, ptrdiff_t step, ptrdiff_t n) {
+    if (step == 1) return CAT(load_part)(p, n);
+    if (step == 2) return CAT(load_even)(p, n);
+    REAL lanes[VECTOR_BYTES / sizeof(REAL)] = {0};
+    for (ptrdiff_t l = 0; l < n && l < VL; l++) lanes[l] = p[l * step];
+    return CAT(load)(lanes);
+}
+
+#if defined(__GNUC__)
+typedef PLACE CAT(places) __attribute__((vector_size(VECTOR_BYTES)));
+/* Take over cells that are larger than the best so far, or NaN, and their place. */
+INLINE void CAT(pool_take)(VEC v, PLACE place, VEC *best, CAT(places) * at) {
+    const CAT(places) wins = (v > *best) | (v != v);
+    *best = (VEC)((wins & (CAT(places))v) | (~wins & (CAT(places)) * best));
+    *at = (wins & (place - (CAT(places)){0})) | (~wins & *at);
+}
+#else
+typedef struct { PLACE at[VECTOR_BYTES / sizeof(REAL)]; } CAT(places);
+INLINE void CAT(pool_take)(VEC v, PLACE place, VEC *best, CAT(places) * at) {
+    for (int l = 0; l < VL; l++)
+        if (v.at[l] > best->at[l] || v.at[l] != v.at[l]) {
+            best->at[l] = v.at[l];
+            at->at[l] = place;
+        }
+}
+#endif
+
+/* y[l] = the largest cell, index[l] = origin + l * step_of_place + its place; the first of equals wins, NaN over everything.
+ * Without a tap -infinity and -1. index may be NULL. */
+INLINE void CAT(pool_max_body)(ptrdiff_t taps, const REAL *const *x, const PLACE *place, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step,
+                               int64_t origin, ptrdiff_t step_of_place, REAL *y, int64_t *index) {
+    for (ptrdiff_t l = 0; l < n; l += VL) {
+        const ptrdiff_t left = n - l < VL ? n - l : VL;
+        union { CAT(places) v; PLACE lane[VECTOR_BYTES / sizeof(REAL)]; } where;
+        VEC best = CAT(splat)(-(REAL)INFINITY);
+        for (int i = 0; i < VL; i++) where.lane[i] = taps ? place[0] : 0;
+        if (taps) best = CAT(pool_load)(x[0] + at + l * step, step, left);
+        for (ptrdiff_t t = 1; t < taps; t++) CAT(pool_take)(CAT(pool_load)(x[t] + at + l * step, step, left), place[t], &best, &where.v);
+        CAT(store_part)(y + l, best, left);
+        if (!index) continue;
+        for (ptrdiff_t i = 0; i < left; i++) index[l + i] = taps ? origin + (l + i) * step_of_place + where.lane[i] : -1;
+    }
+}
+static void CAT(pool_max)(ptrdiff_t taps, const REAL *const *x, const PLACE *place, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step,
+                          int64_t origin, ptrdiff_t step_of_place, REAL *y, int64_t *index) {
+    if (step == 1) CAT(pool_max_body)(taps, x, place, at, n, 1, origin, step_of_place, y, index);
+    else if (step == 2) CAT(pool_max_body)(taps, x, place, at, n, 2, origin, step_of_place, y, index);
+    else CAT(pool_max_body)(taps, x, place, at, n, step, origin, step_of_place, y, index);
+}
+
+/* y[l] = the sum of the cells / divisor */
+INLINE void CAT(pool_mean_body)(ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step, REAL divisor,
+                                REAL *y) {
+    for (ptrdiff_t l = 0; l < n; l += VL) {
+        const ptrdiff_t left = n - l < VL ? n - l : VL;
+        union { VEC v; REAL lane[VECTOR_BYTES / sizeof(REAL)]; } sum;
+        sum.v = CAT(splat)(0);
+        for (ptrdiff_t t = 0; t < taps; t++) sum.v = CAT(add)(sum.v, CAT(pool_load)(x[t] + at + l * step, step, left));
+        for (int i = 0; i < VL; i++) sum.lane[i] /= divisor;
+        CAT(store_part)(y + l, sum.v, left);
+    }
+}
+static void CAT(pool_mean)(ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step, REAL divisor, REAL *y) {
+    if (step == 1) CAT(pool_mean_body)(taps, x, at, n, 1, divisor, y);
+    else if (step == 2) CAT(pool_mean_body)(taps, x, at, n, 2, divisor, y);
+    else CAT(pool_mean_body)(taps, x, at, n, step, divisor, y);
+}
+
+/* y[l] = sum over taps of share[t] * x[t][l] */
+static void CAT(pool_shares)(ptrdiff_t taps, const REAL *const *x, const REAL *share, ptrdiff_t n, REAL *y) {
+    for (ptrdiff_t l = 0; l < n; l += VL) {
+        const ptrdiff_t left = n - l < VL ? n - l : VL;
+        VEC sum = CAT(splat)(0);
+        for (ptrdiff_t t = 0; t < taps; t++) sum = CAT(fma)(CAT(splat)(share[t]), CAT(load_part)(x[t] + l, left), sum);
+        CAT(store_part)(y + l, sum, left);
+    }
+}
+#endif
