@@ -1,0 +1,337 @@
+"""Convolution, its gradients and the transposed convolution against the oracle, element by element.
+
+Every problem runs by every method that can do it, in both layouts and types, on every level of instructions, on one to
+three threads. Inputs lie between NaNs and are read-only; results are written to the middle of a buffer of NaNs, which
+stays as it was. Tolerances are derived in oracle.py.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastconv as fc
+from fastconv import reference
+from oracle import RESULTS, bits, canary, difference, expected, guarded, intact
+from problems import PROBLEMS, Problem
+from strategies import odd_problems
+
+LAYOUTS = ("NHWC", "NCHW")
+DTYPES = ("float32", "float64")
+METHODS = ("direct", "im2col", "winograd", "auto")
+# Larger than a kernel's blocks: several chunks of pixels, strips of rows, blocks of channels and panels of filters.
+LARGE = [
+    Problem("large 3x3", 3, 30, 26, 20, 40, P=1),
+    Problem("large 3x3 deep", 1, 14, 15, 150, 131, P=1),
+    Problem("large 3x3 deeper than a panel of pixels", 1, 4, 5, 1900, 5, P=1),
+    Problem("large 3x3 few channels", 2, 33, 31, 3, 67, P=1),
+    Problem("large 5x5", 2, 21, 20, 40, 36, 5, P=2),
+    Problem("large 1x1", 2, 25, 26, 40, 70, 1),
+    Problem("large 3x3 stride 2", 2, 41, 37, 17, 65, S=2, P=1),
+    Problem("large 3x3 wide and low", 1, 2, 700, 5, 40, P=1),
+    Problem("large 7x7 stride 2 of a picture", 2, 46, 45, 3, 40, 7, S=2, P=3),
+    Problem("large 11x11", 1, 13, 12, 150, 9, 11, P=5),
+    Problem("large depthwise", 2, 40, 37, 72, 72, P=1, groups=72),
+    Problem("large depthwise stride 2", 2, 41, 38, 72, 72, S=2, P=1, groups=72),
+    Problem("large depthwise multiplier 2", 2, 30, 29, 36, 72, P=1, groups=36),
+    Problem("large grouped", 2, 19, 18, 40, 72, P=1, groups=4),
+    Problem("large grouped dilated", 2, 19, 18, 24, 40, P=2, dilation=2, groups=2),
+]
+ALL = [*PROBLEMS, *LARGE]
+SEVERAL = [p for p in ALL if p.N > 1]
+
+
+def can(p, method):
+    """What the documentation says of "winograd": 3x3 and 5x5 windows, S=1, no dilation. The others do everything."""
+    w = p.window
+    return method != "winograd" or (w.F in ((3, 3), (5, 5)) and w.S == (1, 1) and w.dilation == (1, 1))
+
+
+def convolve(e, out=None, **how):
+    """What RESULTS names, from a problem's inputs; `out` holds an array to write to for each."""
+    out = out or dict.fromkeys(RESULTS)
+    return {
+        "y": fc.conv2d(e.x, e.w, e.b, out=out["y"], **how),
+        "y without bias": fc.conv2d(e.x, e.w, out=out["y without bias"], **how),
+        "y with relu": fc.conv2d(e.x, e.w, e.b, activation="relu", out=out["y with relu"], **how),
+        "dx": fc.conv2d_grad_x(e.dy, e.w, e.x.shape, out=out["dx"], **how),
+        "dw": fc.conv2d_grad_w(e.dy, e.x, e.w.shape, out=out["dw"], **how),
+    }
+
+
+def poison(e, **how):
+    """Leave NaNs in every workspace that the next call of the same sizes is handed."""
+    nan = {name: np.full_like(getattr(e, name), np.nan) for name in ("x", "w", "b", "dy")}
+    with fc.num_threads(3):
+        convolve(e._replace(**nan), **how)
+
+
+def mistakes(p, e, method, layout):
+    """All results on one thread against the oracle, with canaries; those on two and three against the first."""
+    how = {"method": method, "layout": layout, **p.how}
+    poison(e, **how)
+    made = {name: canary(e.exact[name].shape, e.x.dtype) for name in RESULTS}
+    with fc.num_threads(1):
+        first = convolve(e, {name: out for name, (out, _) in made.items()}, **how)
+    for name, (out, buffer) in made.items():
+        if first[name] is not out or not intact(buffer):
+            yield f"{p}: {name}: wrote elsewhere than to out"
+        wrong = difference(first[name], e.exact[name], e.tolerance(name, method))
+        if wrong:
+            yield f"{p}: {name}: {wrong}"
+    for n in (2, 3):
+        with fc.num_threads(n):
+            again = convolve(e, **how)
+        yield from (f"{p}: {name}: other bits on {n} threads" for name in RESULTS if not bits(again[name], first[name]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_problem_agrees_with_the_oracle(isa, layout, dtype, method):
+    able = [p for p in ALL if can(p, method)]
+    assert len(able) > (100 if method == "winograd" else 190)
+    assert [m for p in able for m in mistakes(p, expected(p, layout, dtype), method, layout)] == []
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(odd_problems(side=14, depth=20), st.sampled_from(LAYOUTS), st.sampled_from(DTYPES))
+def test_odd_geometries_agree_with_the_oracle(p, layout, dtype):
+    e, before = expected(p, layout, dtype), fc.isa()
+    try:
+        for level in fc.available_isas():
+            fc.use_isa(level)
+            able = [method for method in METHODS if can(p, method)]
+            assert [m for method in able for m in mistakes(p, e, method, layout)] == [], level
+    finally:
+        fc.use_isa(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_image_does_not_depend_on_its_batch(isa, layout, method):
+    """Alone, in its own batch and among 17, on other threads: the same bits, forward and for the gradient by x."""
+    wrong = []
+    for p in (p for p in SEVERAL if can(p, method) and p.flops < 3e7):
+        e, how = expected(p, layout, "float32"), {"method": method, "layout": layout, **p.how}
+        many_x, many_dy = (np.concatenate([a] * 17)[:17] for a in (e.x, e.dy))
+        with fc.num_threads(2):
+            y, dx = fc.conv2d(many_x, e.w, e.b, **how), fc.conv2d_grad_x(many_dy, e.w, many_x.shape, **how)
+        for part in (slice(0, p.N), *(slice(n, n + 1) for n in range(17))):
+            x, dy = many_x[part], many_dy[part]
+            with fc.num_threads(1):
+                same = bits(fc.conv2d(x, e.w, e.b, **how), y[part])
+                same_dx = bits(fc.conv2d_grad_x(dy, e.w, x.shape, **how), dx[part])
+            wrong += [f"{p}: y of {part}"] * (not same) + [f"{p}: dx of {part}"] * (not same_dx)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adjoint_identities(isa, layout, method):
+    """<conv(x, w), dy> == <x, grad_x(dy, w)> == <w, grad_w(dy, x)>, within what rounding may do to the largest sum.
+
+    Each element of y, dx and dw is within its tolerance of the exact one, for which the identity holds exactly; so each
+    side is within the sum of tolerance times the magnitude of what it is multiplied with.
+    """
+    for p in (p for p in ALL if can(p, method) and p.N):
+        e, how = expected(p, layout, "float64"), {"method": method, "layout": layout, **p.how}
+        partners = {"y without bias": e.dy, "dx": e.x, "dw": e.w}
+        with fc.num_threads(2):
+            got = convolve(e, **how)
+        sides = {name: float(np.sum(got[name] * partner)) for name, partner in partners.items()}
+        slack = {name: float(np.sum(e.tolerance(name, method) * np.abs(a))) for name, a in partners.items()}
+        for name in ("dx", "dw"):
+            error = abs(sides[name] - sides["y without bias"])
+            assert error <= slack[name] + slack["y without bias"], f"{p}: {name}: {sides}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backward_is_its_three_gradients(isa, layout, dtype):
+    """dx and dw are the bits of the functions of their own; db is summed in float64 and rounded once."""
+    for p in PROBLEMS[::3]:
+        e, how = expected(p, layout, dtype), {"layout": layout, **p.how}
+        for method in (m for m in METHODS if can(p, m)):
+            dx, dw, db = fc.conv2d_backward(e.dy, e.x, e.w, method=method, **how)
+            assert bits(dx, fc.conv2d_grad_x(e.dy, e.w, e.x.shape, method=method, **how)), f"{p}: dx"
+            assert bits(dw, fc.conv2d_grad_w(e.dy, e.x, e.w.shape, method=method, **how)), f"{p}: dw"
+            axes = (0, 1, 2) if layout == "NHWC" else (0, 2, 3)
+            eps = np.finfo(dtype).eps
+            exact, size = (a.sum(axes, dtype=np.float64) for a in (e.dy, np.abs(e.dy)))
+            places = e.dy.size / p.K
+            wrong = difference(db, exact, eps * np.abs(exact) + places * np.finfo(np.float64).eps * size)
+            assert not wrong, f"{p}: db: {wrong}"
+            assert db.dtype == e.dy.dtype
+
+
+@pytest.mark.parametrize("needs", [(), ("x",), ("w",), ("b",), ("x", "b"), ["b", "w"], ("b", "w", "x", "x")])
+def test_backward_gives_what_is_needed(needs):
+    e = expected(PROBLEMS[0], "NHWC", "float32")
+    given = fc.conv2d_backward(e.dy, e.x, e.w, needs=needs, **PROBLEMS[0].how)
+    assert [a is not None for a in given] == [name in needs for name in ("x", "w", "b")]
+
+
+def test_derivatives_by_differences():
+    """One derivative of sum(dy*conv(x, w, b)) by every kind of argument: it is linear, so a difference is exact."""
+    p = Problem("differences", 2, 6, 7, 4, 6, (3, 2), S=(2, 1), P=((1, 2), (0, 1)), groups=2)
+    x, w, b, dy = (a.astype(np.float64) for a in p.arrays())
+    grads = fc.conv2d_backward(dy, x, w, **p.how)
+    for a, grad in zip((x, w, b), grads, strict=True):
+        for at in (0, a.size // 2, a.size - 1):
+            values = []
+            for step in (0.5, -0.5):
+                moved = a.copy()
+                moved.flat[at] += step
+                values.append(np.sum(dy * fc.conv2d(*(moved if c is a else c for c in (x, w, b)), **p.how)))
+            # Two sums of 2*6*3*6 terms of about 10 each: 1e3 * 1e3 * 1.1e-16.
+            assert abs(values[0] - values[1] - grad.flat[at]) < 2e-10
+
+
+# ---------------------------------------------------------------- transposed convolution
+TRANSPOSED = [
+    # N, H1, W1, D1, K, F, S, P, output_padding, dilation, groups
+    (2, 5, 6, 8, 6, 3, 2, 1, 1, 1, 1),
+    (1, 7, 4, 5, 3, 4, 2, 1, 0, 1, 1),
+    (2, 4, 5, 3, 16, 3, 1, 0, 0, 1, 1),
+    (1, 4, 5, 33, 17, 3, 1, 1, 0, 1, 1),
+    (1, 6, 6, 12, 18, (3, 2), (2, 3), (1, 0), (0, 2), 1, 3),
+    (2, 5, 4, 6, 4, 3, 2, 2, 1, 2, 2),
+    (1, 1, 1, 100, 32, 4, 1, 0, 0, 1, 1),
+    (1, 5, 5, 4, 4, 2, 5, 0, 4, 1, 4),
+    (3, 13, 14, 40, 24, 4, 2, 1, 0, 1, 1),
+    (0, 3, 3, 2, 2, 2, 2, 0, 0, 1, 1),
+    (1, 4, 4, 2, 3, 5, 1, 2, 0, 1, 1),
+    (1, 6, 5, 4, 6, 3, 2, ((0, 1), (2, 1)), (1, 0), 1, 1),
+]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transposed_convolution_agrees_with_the_oracle(isa, n_threads, layout, dtype, with_bias):
+    eps = np.finfo(dtype).eps
+    for case in TRANSPOSED:
+        N, H1, W1, D1, K, F, S, P, output_padding, dilation, groups = case
+        Fh, Fw = (F, F) if isinstance(F, int) else F
+        rng = np.random.default_rng(1)
+        x = rng.standard_normal((N, H1, W1, D1) if layout == "NHWC" else (N, D1, H1, W1)).astype(dtype)
+        k = K // groups
+        w = rng.standard_normal((Fh, Fw, k, D1) if layout == "NHWC" else (D1, k, Fh, Fw)).astype(dtype)
+        b = rng.standard_normal(K).astype(dtype) if with_bias else None
+        how = {"S": S, "P": P, "output_padding": output_padding, "dilation": dilation, "groups": groups}
+        wide = [None if a is None else a.astype(np.float64) for a in (x, w, b)]
+        exact = reference.conv_transpose2d(*wide, **how, layout=layout)
+        size = reference.conv_transpose2d(*(None if a is None else np.abs(a) for a in wide), **how, layout=layout)
+        # "auto" may take Winograd, whose error is that of the largest sum: see oracle.py, with a margin for the tile
+        terms = Fh * Fw * D1 // groups + 1
+        bound = eps * terms * size + 200 * eps * terms**0.5
+        got = fc.conv_transpose2d(guarded(x), guarded(w), None if b is None else guarded(b), **how, layout=layout)
+        wrong = difference(got, exact, bound)
+        assert not wrong, f"{case}: {wrong}"
+        assert got.dtype == x.dtype
+
+
+def test_transposed_convolution_is_the_gradient_by_x():
+    p = Problem("transposed", 2, 9, 8, 4, 6, 3, S=2, P=1, groups=2)
+    e = expected(p, "NHWC", "float32")
+    y = fc.conv_transpose2d(e.dy, e.w, S=2, P=1, groups=2, output_padding=(0, 1))
+    assert bits(y, fc.conv2d_grad_x(e.dy, e.w, e.x.shape, **p.how))
+
+
+# ---------------------------------------------------------------- im2col
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_im2col_and_its_adjoint_agree_with_the_oracle(isa, n_threads, layout, dtype):
+    """The windows are copies, so equal to the bit; col2im adds at most F*F numbers."""
+    for p in PROBLEMS:
+        if p.groups != 1:
+            continue
+        e, how = expected(p, layout, dtype), {"S": p.S, "P": p.P, "dilation": p.dilation, "layout": layout}
+        cols = fc.im2col(e.x, p.F, **how)
+        assert bits(cols, np.ascontiguousarray(reference.im2col(e.x, p.F, **how))), f"{p}: im2col"
+        exact, size = (reference.col2im(f(cols).astype(np.float64), e.x.shape, p.F, **how) for f in (np.copy, np.abs))
+        taps = int(np.prod(p.window.F))
+        wrong = difference(fc.col2im(guarded(cols), e.x.shape, p.F, **how), exact, taps * np.finfo(dtype).eps * size)
+        assert not wrong, f"{p}: col2im: {wrong}"
+
+
+# ---------------------------------------------------------------- NaN, infinity, denormals
+SPECIAL = [
+    Problem("special 3x3", 3, 11, 12, 5, 37, P=1),
+    Problem("special 3x3 stride 2", 2, 11, 12, 17, 9, S=2, P=1),
+    Problem("special 5x5", 2, 9, 10, 18, 6, 5, P=2),
+    Problem("special 1x1", 2, 7, 9, 9, 33, 1),
+    Problem("special depthwise", 2, 9, 9, 33, 33, P=1, groups=33),
+    Problem("special few channels", 2, 12, 12, 3, 20, P=1),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_infinity_reach_what_they_should(isa, layout, method):
+    """One bad number in x: what the oracle has as NaN or infinite is so here; what does not see it is as it was.
+
+    Winograd mixes the pixels of a tile, so there infinity may become NaN and reach the rest of the tiles it lies
+    under; other pictures stay as they were.
+    """
+    at = (1, 4, 5, 2) if layout == "NHWC" else (1, 2, 4, 5)
+    for p in (p for p in SPECIAL if can(p, method)):
+        e, how = expected(p, layout, "float32"), {"layout": layout, **p.how}
+        clean = convolve(e, method=method, **how)
+        for value in (np.nan, np.inf, -np.inf):
+            x, dy = e.x.copy(), e.dy.copy()
+            x[at] = dy[at] = value
+            with np.errstate(invalid="ignore"):
+                exact = reference.conv2d(x, e.w, e.b, **how), reference.conv2d_grad_x(dy, e.w, x.shape, **how)
+            with fc.num_threads(2):
+                y = fc.conv2d(x, e.w, e.b, method=method, **how)
+                dx = fc.conv2d_grad_x(dy, e.w, x.shape, method=method, **how)
+            for name, a, b in zip(("y", "dx"), (y, dx), exact, strict=True):
+                bad, others = ~np.isfinite(b), [0, *range(2, p.N)]
+                assert bad.any()
+                assert not np.isfinite(a[bad]).any(), f"{p}: {name} lost {value}"
+                assert bits(a[others], clean[name][others]), f"{p}: {name}: {value} reached other pictures"
+                if method in ("direct", "im2col"):
+                    np.testing.assert_array_equal(a[bad], b[bad], f"{p}: {name}")
+                    assert bits(a[~bad], clean[name][~bad]), f"{p}: {name}: {value} reached pixels that do not see it"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bad_filter_is_alone(isa, layout, method):
+    """NaN in one filter's weights or bias makes its activation map NaN and leaves the bits of all others."""
+    for p in (p for p in SPECIAL if can(p, method)):
+        e, how = expected(p, layout, "float32"), {"layout": layout, "method": method, **p.how}
+        clean = fc.conv2d(e.x, e.w, e.b, **how)
+        for k in (0, p.K - 1):
+            w, b = e.w.copy(), e.b.copy()
+            (w[..., k] if layout == "NHWC" else w[k])[...] = np.nan
+            b[k] = np.nan
+            for wrong in (fc.conv2d(e.x, w, e.b, **how), fc.conv2d(e.x, e.w, b, **how)):
+                y, before = (np.moveaxis(a, 3 if layout == "NHWC" else 1, 0) for a in (wrong, clean))
+                assert np.isnan(y[k]).all(), f"{p}: filter {k}"
+                others = np.arange(p.K) != k
+                assert np.array_equal(y[others], before[others]), f"{p}: filter {k}"
+
+
+def test_relu_keeps_nan(isa):
+    x, w = np.full((1, 4, 4, 1), np.nan, np.float32), np.ones((3, 3, 1, 5), np.float32)
+    for method in METHODS:
+        assert np.isnan(fc.conv2d(x, w, P=1, method=method, activation="relu")).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_denormals_count_as_zero_inside_and_only_there(isa, layout, method):
+    """A thousandth of the smallest normal times 1e20 would be a normal number, were it not taken as zero."""
+    for dtype, tiny in (("float32", 1e-41), ("float64", 1e-311)):
+        for p in (p for p in SPECIAL if can(p, method)):
+            e, how = expected(p, layout, dtype), {"layout": layout, "method": method, **p.how}
+            x, dy, w = np.full_like(e.x, tiny), np.full_like(e.dy, tiny), np.full_like(e.w, 1e20)
+            assert (x[0] * w.flat[0] > np.finfo(dtype).tiny).all()
+            with fc.num_threads(2):
+                assert not fc.conv2d(x, w, **how).any(), f"{p}: y"
+                assert not fc.conv2d_grad_x(dy, w, x.shape, **how).any(), f"{p}: dx"
+                assert not fc.conv2d_grad_w(dy, np.full_like(x, 1e20), w.shape, **how).any(), f"{p}: dw"
+            assert (np.full(1, tiny, dtype) * np.ones(1, dtype)).view(f"u{e.x.itemsize}")[0], "the caller's are gone"

@@ -1,0 +1,127 @@
+"""How large Winograd's error is, over channels and sizes, and that set_precision("exact") keeps away from it.
+
+That it computes the right thing at every size and edge is test_conv.py's part.
+"""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import reference
+from oracle import rms
+from problems import BENCH, PROBLEMS, Problem
+
+CHANNELS = (1, 4, 16, 64, 256)
+SIDES = (4, 9, 16)
+# A number is a sum of n = F*F*C products, added one after the other for direct convolution: errors of random sign grow
+# like eps*sqrt(n) of the result. Winograd adds C at a time, between transforms that have an error of their own: half of
+# what is allowed here for 3x3, and more for 5x5, whose polynomials are longer over the same six points. The factors are
+# a fifth or more above what was measured on all levels of an x86 processor: (rms, largest of up to a million errors).
+DIRECT = 0.25, 4.0
+TRANSFORMS, SUM = (9.0, 160.0), (1.0, 10.0)
+
+
+def errors(made, exact, eps):
+    """(rms, largest) error in units of eps times the result's rms."""
+    scale = eps * rms(exact)
+    return rms(made - exact) / scale, float(np.abs(made - exact).max()) / scale
+
+
+@functools.cache
+def problem(F, C, side, dtype):
+    """x, w, dy and the exact y, dx and dw of a convolution from C channels to C."""
+    p = Problem(f"{F}x{F} {C} channels", 2, side, side + 1, C, C, F, P=F // 2)
+    x, w, _, dy = (a.astype(dtype) for a in p.arrays("NHWC", np.float64, seed=C))
+    wide = [a.astype(np.float64) for a in (x, w, dy)]
+    exact = (
+        reference.conv2d(wide[0], wide[1], **p.how),
+        reference.conv2d_grad_x(wide[2], wide[1], x.shape, **p.how),
+        reference.conv2d_grad_w(wide[2], wide[0], w.shape, **p.how),
+    )
+    return p, x, w, dy, exact
+
+
+def three(p, x, w, dy, method):
+    return (
+        fc.conv2d(x, w, method=method, **p.how),
+        fc.conv2d_grad_x(dy, w, x.shape, method=method, **p.how),
+        fc.conv2d_grad_w(dy, x, w.shape, method=method, **p.how),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("F", [3, 5])
+def test_errors_stay_within_what_is_stated(isa, F, dtype):
+    eps = float(np.finfo(dtype).eps)
+    for C in CHANNELS:
+        for side in SIDES[: 2 if C > 64 else 3]:
+            p, x, w, dy, exact = problem(F, C, side, dtype)
+            places = p.N * side * (side + 1)
+            for method in ("direct", "winograd"):
+                for name, made, right in zip(("y", "dx", "dw"), three(p, x, w, dy, method), exact, strict=True):
+                    n, m = (places, places / 4) if name == "dw" else (F * F * C, C)
+                    for kind, error in enumerate(errors(made, right, eps)):
+                        bound = DIRECT[kind] * n**0.5 if method == "direct" else TRANSFORMS[kind] + SUM[kind] * m**0.5
+                        if dtype == "float64":  # the oracle has an error of its own, that of direct convolution
+                            bound += DIRECT[kind] * n**0.5
+                        which = f"{('rms', 'largest')[kind]} error of {name} by {method}"
+                        assert error < bound, f"{p} side {side}: {which}: {error} > {bound}"
+
+
+def test_winograd_is_as_exact_as_promised_for_training(isa):
+    """The bar of the library: no error above 5e-5 of the output's rms in float32, at 256 channels and more."""
+    for C, side in ((256, 14), (512, 7)):
+        p, x, w, dy, exact = problem(3, C, side, "float32")
+        for made, right in zip(three(p, x, w, dy, "winograd"), exact, strict=True):
+            assert np.abs(made - right).max() < 5e-5 * rms(right), f"{p}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_constant_picture_is_exact_inside(isa, dtype):
+    """Ones under ones sum to F*F*C: no cancellation hides a wrong constant, at any place of a tile."""
+    eps = np.finfo(dtype).eps
+    for F in (3, 5):
+        x, w = np.ones((1, 17, 18, 8), dtype), np.ones((F, F, 8, 6), dtype)
+        y = fc.conv2d(x, w, method="winograd")
+        np.testing.assert_allclose(y, F * F * 8, rtol=400 * eps)
+        assert y.shape == (1, 18 - F, 19 - F, 6)
+        dw = fc.conv2d_grad_w(np.ones_like(y), x, w.shape, method="winograd")
+        np.testing.assert_allclose(dw, (18 - F) * (19 - F), rtol=400 * eps)
+
+
+def test_exact_precision_keeps_auto_away_from_winograd(isa):
+    every = list(itertools.product((*PROBLEMS, *BENCH), ("fwd", "grad_x", "grad_w"), ("NHWC", "NCHW")))
+
+    def methods():
+        plans = ((fc.explain(p.x_shape(v), p.w_shape(v), direction=d, layout=v, **p.how), d) for p, d, v in every)
+        return {(plan.method, d) for plan, d in plans}
+
+    before = fc.get_precision()
+    try:
+        fc.set_precision("exact")
+        assert {method for method, _ in methods()} <= {"direct", "im2col"}
+        fc.set_precision("fast")
+        assert {("winograd", d) for d in ("fwd", "grad_x", "grad_w")} <= methods()
+    finally:
+        fc.set_precision(before)
+
+
+def test_exact_precision_is_obeyed_by_every_call(isa):
+    """Whatever "auto" took before: afterwards its bits are those of a method that is exact to rounding."""
+    p = Problem("vgg like", 2, 16, 16, 64, 64, P=1)
+    x, w, _, dy = p.arrays()
+    before = fc.get_precision()
+    try:
+        for precision in ("fast", "exact", "fast", "exact"):
+            fc.set_precision(precision)
+            made = three(p, x, w, dy, "auto")
+            for a, b, d in zip(made, three(p, x, w, dy, "winograd"), ("fwd", "grad_x", "grad_w"), strict=True):
+                took = fc.explain(x.shape, w.shape, direction=d, **p.how).method
+                same = np.array_equal(a, b)
+                assert same == (took == "winograd"), d
+                assert precision == "fast" or took != "winograd"
+    finally:
+        fc.set_precision(before)
