@@ -684,12 +684,10 @@ class Dense(Layer):
         return (self.K,)
 
     def _forward(self, x: Array, training: bool, reuse: bool, fused: str) -> Array:
-        y = np.matmul(x, self.w)
-        if self.b is not None:
-            y += self.b
-        relu = bool(self.activation or fused)
-        if relu:
-            _relu(y, y)
+        # Each row is a picture of one pixel: the convolution's register tile, its fused bias and ReLU, its threads. A
+        # matrix product by BLAS would bring threads of its own, which fight with these for the cores.
+        relu = "relu" if self.activation or fused else None
+        y = ops.conv2d(x.reshape(len(x), 1, 1, -1), self.w[None, None], self.b, activation=relu).reshape(len(x), self.K)
         if training:
             self._kept = x, y if relu else None
         return y
@@ -700,8 +698,9 @@ class Dense(Layer):
             dy = _mask(dy, y, reuse)
         if self.b is not None:
             np.add.reduce(dy, 0, out=self.db)
-        np.matmul(x.T, dy, out=self.dw)
-        return np.matmul(dy, self.w.T) if needs_dx else None
+        pixels, dy, w = x.reshape(len(x), 1, 1, -1), dy.reshape(len(x), 1, 1, -1), self.w[None, None]
+        ops.conv2d_grad_w(dy, pixels, w.shape, out=self.dw[None, None])
+        return ops.conv2d_grad_x(dy, w, pixels.shape).reshape(x.shape) if needs_dx else None
 
     def _gives(self, fused: str) -> str:
         return "kept" if fused or self.activation else "fresh"
