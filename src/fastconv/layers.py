@@ -852,7 +852,7 @@ class MaxPool2D(_Pool):
         return "kept" if fused == MASK else "fresh"
 
     def _keeps(self, fused: str) -> tuple[bool, bool, int]:
-        return False, fused == MASK, 4 * math.prod(self.output_shape)
+        return False, fused == MASK, 8 * math.prod(self.output_shape)
 
 
 class AvgPool2D(_Pool):
