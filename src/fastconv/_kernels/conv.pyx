@@ -31,7 +31,7 @@ cnp.import_array()
 cdef enum:
     STREAM = 1 << 25      # bytes of a result that no cache keeps: it is written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
-    SMALL_WORK = 1 << 17  # products that are done before a team of threads has started
+    SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
@@ -129,14 +129,13 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
     share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * most(1, s.merged))
     z.chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
-    while z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:
+    # Few pixels: cut the filters instead, so that a thread finds the weights that it has packed in its own cache.
+    z.cuts = threads if pixels < 24 * TILE_MR * threads and z.panels >= threads and not s.merged else 1
+    while z.cuts == 1 and z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:
         z.chunk = most(unit, z.chunk // 2 // unit * unit)
     z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
-    z.cuts = 1
-    if z.chunks * s.groups < threads:
-        z.cuts = most(1, least(z.panels, ceil_div(3 * threads, most(1, z.chunks * s.groups))))
     z.scratch = pixel_scratch(s, z.chunk, sizeof(real))
     return z
 
@@ -145,7 +144,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, b
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, at, p, g, lo, hi, c
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c
     cdef cnp.ndarray packed = memory.empty((z.packed,), dtype_of(src))
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -163,13 +162,22 @@ cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, b
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.K + c] if c < s.K else 0
-        for i in prange(z.chunks * s.groups * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            p, at = i % z.cuts, i // z.cuts
-            g, at = at % s.groups, at // s.groups
-            lo = at // z.per_row * z.per_image + at % z.per_row * z.chunk
-            hi = least(lo + z.chunk, (at // z.per_row + 1) * z.per_image)
-            pixel_task(s, src, b + g * z.panels * z.panel_size, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu,
-                       g, lo, hi, z.panels * p // z.cuts, z.panels * (p + 1) // z.cuts, space + threadid() * z.scratch)
+        if z.cuts > 1:
+            for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
+                chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
+        else:
+            for i in prange(z.chunks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+                chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
+
+
+cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real *dst, bint relu, Py_ssize_t i,
+                     char *scratch) noexcept nogil:
+    """Task i: a cut of the panels, then a chunk of the pixels, then a group."""
+    cdef Py_ssize_t NR = 2 * lanes(src), g = i % s.groups, at = i // s.groups % z.chunks, cut = i // s.groups // z.chunks
+    cdef Py_ssize_t lo = at // z.per_row * z.per_image + at % z.per_row * z.chunk
+    pixel_task(s, src, b + g * z.panels * z.panel_size, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu, g, lo,
+               least(lo + z.chunk, (at // z.per_row + 1) * z.per_image), z.panels * cut // z.cuts,
+               z.panels * (cut + 1) // z.cuts, scratch)
 
 
 cdef dtype_of(real *like):

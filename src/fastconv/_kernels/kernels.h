@@ -9,10 +9,12 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 64")
 #define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
+#define prefetch(p) __builtin_prefetch(p)
 #else
 #define INLINE static __inline
 #define UNROLL
 #define PRAGMA_UNROLL_K
+#define prefetch(p) ((void)0)
 #endif
 
 /* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */

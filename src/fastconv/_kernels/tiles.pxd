@@ -10,6 +10,7 @@ cdef extern from "kernels.h" nogil:
     enum:
         TILE_MR "MR"
         VECTOR_BYTES
+    void prefetch(void *p)
     unsigned int flush_denormals()
     void restore_denormals(unsigned int before)
     ctypedef struct epilogue_f32:

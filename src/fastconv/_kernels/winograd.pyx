@@ -18,7 +18,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, prefetch, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -26,9 +26,10 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
+    U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     STREAM = 1 << 25  # bytes of a result that no cache keeps: it is written past them
     CACHE_LINE = 64
-    SMALL_WORK = 1 << 17  # products that are done before a team of threads has started
+    SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
 
 cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
@@ -246,6 +247,9 @@ cdef struct Blocks:
     Py_ssize_t v_step, m_step         # from value to value of V and M
     Py_ssize_t patch
     Py_ssize_t scratch                # bytes a thread
+    bint cut                          # the filters among the threads, not the tiles
+    # U may be too large for the shared cache: then each task transforms the filters that it needs, so many channels at a time.
+    Py_ssize_t channels               # 0: U is transformed once for all
 
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
@@ -254,27 +258,34 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.C = ceil_div(s.src.depth, VL) * VL
     z.panels = ceil_div(s.dst.depth, NR)
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
-    # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
-    z.tiles = 600000 // (values * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real))
-    z.tiles = most(2 * TILE_MR, least(4 * TILE_MR, z.tiles // TILE_MR * TILE_MR))
-    if values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3500000:
-        z.tiles = TILE_MR
-    # Evenly many tiles a block, and a number of blocks that the threads can share.
-    rounds = ceil_div(total, z.tiles * threads)
-    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * threads)))
     z.u_panel = s.src.depth * NR
     z.u_step = odd_lines(z.panels * z.u_panel, like)
+    z.channels = 0
+    if s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE:
+        z.channels = least(s.src.depth, most(FILTER_ROWS, 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS))
+        z.panels_at_once, z.u_panel = 1, 0
+        z.u_step = odd_lines(z.channels * NR, like)
+    # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
+    z.tiles = 600000 // (values * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real))
+    z.tiles = most((4 if z.channels else 2) * TILE_MR, least(4 * TILE_MR, z.tiles // TILE_MR * TILE_MR))
+    while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3500000:
+        z.tiles -= TILE_MR
+    # Evenly many tiles a block, and a number of blocks that the threads can share.
+    z.cut = threads > 1 and total < 4 * TILE_MR * threads and z.panels >= 2 * threads
+    rounds = ceil_div(total, z.tiles * (1 if z.cut else threads))
+    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * (1 if z.cut else threads))))
     z.v_step = odd_lines(z.tiles * z.C, like)
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = aligned(values * (z.v_step + z.m_step) * sizeof(real)) + aligned(z.patch * sizeof(real))
+    z.scratch = aligned((values * (z.v_step + z.m_step + (z.u_step if z.channels else 0)) + z.patch) * sizeof(real))
     return z
 
 
 cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
-    return s.groups * (s.n * s.n * z.u_step + z.panels * 2 * lanes(like)) * sizeof(real) + threads * z.scratch
+    cdef Py_ssize_t shared = 0 if z.channels else s.n * s.n * z.u_step
+    return s.groups * (shared + z.panels * 2 * lanes(like)) * sizeof(real) + threads * z.scratch
 
 
 cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -283,36 +294,49 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef Blocks z = plan_blocks(s, threads, like)
     cdef Py_ssize_t NR = 2 * lanes(like), values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
     cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.src.depth, FILTER_ROWS)
-    cdef Py_ssize_t cuts = 1 if blocks * s.groups >= threads else least(z.panels, ceil_div(threads, blocks * s.groups))
-    cdef cnp.ndarray filters = memory.empty((s.groups * values * z.u_step + s.groups * z.panels * NR,), dst.dtype)
+    # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
+    cdef Py_ssize_t cuts = threads if z.cut else 1
+    cdef Py_ssize_t shared = 0 if z.channels else values * z.u_step  # numbers of U, one group's
+    cdef cnp.ndarray filters = memory.empty((s.groups * (shared + z.panels * NR),), dst.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *U = data(filters, like)
-    cdef real *biases = U + s.groups * values * z.u_step if bias is not None else NULL
+    cdef real *biases = U + s.groups * shared if bias is not None else NULL
     cdef real *given = data(bias, like) if bias is not None else NULL
     cdef real *x = data(src, like)
     cdef real *y = data(dst, like)
     cdef real *weights = data(w, like)
     cdef bint parallel = threads > 1 and <double> total * s.groups * s.src.depth * s.dst.depth * values > SMALL_WORK
     with nogil:
-        for i in prange(s.groups * z.panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
+        for i in prange(s.groups * z.panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static", use_threads_if=parallel):
             g, block, cut = i // groups_of_rows // z.panels, i // groups_of_rows % z.panels, i % groups_of_rows * FILTER_ROWS
-            transform_filters(s, &z, weights, U + g * values * z.u_step, g, block, cut,
+            transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
                               least(s.src.depth, cut + FILTER_ROWS))
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, block = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.dst.depth + block] if block < s.dst.depth else 0
-        for i in prange(blocks * s.groups * cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, g, block = i % cuts, i // cuts % s.groups, i // cuts // s.groups
-            multiply_block(s, &z, x, U + g * values * z.u_step, biases + g * z.panels * NR if biases != NULL else NULL, y, relu, g,
-                           total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
-                           z.panels * (cut + 1) // cuts, space + threadid() * z.scratch)
+        if cuts > 1:
+            for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
+                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
+        else:
+            for i in prange(blocks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space + threadid() * z.scratch)
+
+
+cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i, Py_ssize_t blocks,
+                     Py_ssize_t cuts, char *scratch) noexcept nogil:
+    """Task i: a cut of the panels, then a block of the tiles, then a group."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, g = i % s.groups, block = i // s.groups % blocks
+    cdef Py_ssize_t cut = i // s.groups // blocks
+    multiply_block(s, z, src, w, U + (0 if z.channels else g * s.n * s.n * z.u_step), biases + g * z.panels * 2 * lanes(src) if biases != NULL else NULL,
+                   dst, relu, g, total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
+                   z.panels * (cut + 1) // cuts, scratch)
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
                             Py_ssize_t c_end) noexcept nogil:
-    """U[value][panel][channel][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
+    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
     cdef Py_ssize_t VL = lanes(w), NR = 2 * VL, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
     cdef real turned[FILTER_ROWS * 25 * 16]  # [channel][tap][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
@@ -323,7 +347,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
         if depth <= 0:
             for i in range(c, c_end):
                 for t in range(s.n * s.n):
-                    memset(U + t * z.u_step + panel * z.u_panel + i * NR + half * VL, 0, VL * sizeof(real))
+                    memset(U + t * z.u_step + (i - c) * NR + half * VL, 0, VL * sizeof(real))
             break
         if depth < VL:
             memset(turned, 0, (c_end - c) * taps * VL * sizeof(real))
@@ -338,36 +362,48 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
         else:                                  # w is (taps, C, groups*K)
             for t in range(taps):
                 for i in range(c, c_end):
+                    prefetch(w + (t * C + i + FILTER_ROWS) * s.groups * K + g * K + k)
                     copy(turned + ((i - c) * taps + t) * VL, w + (t * C + i) * s.groups * K + g * K + k, depth, 1)
         for i in range(c, c_end):
             winograd_filter(<int> s.n, <int> s.r, turned + (i - c) * taps * VL + last, sign * s.r * VL, sign * VL,
-                            U + panel * z.u_panel + i * NR + half * VL, z.u_step)
+                            U + (i - c) * NR + half * VL, z.u_step)
     restore_denormals(before)
 
 
-cdef void multiply_block(Shape *s, Blocks *z, real *src, real *U, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t q,
-                         Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
+cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
+                         Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), values = s.n * s.n, ld = z.panels_at_once * NR, end
+    cdef Py_ssize_t NR = 2 * lanes(src), values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i
     cdef real *V = <real *> scratch
     cdef real *M = V + values * z.v_step
-    cdef real *patch = <real *> (scratch + aligned(values * (z.v_step + z.m_step) * sizeof(real)))
+    cdef real *patch = M + values * z.m_step
+    cdef real *own = patch + z.patch
     cdef unsigned int before = flush_denormals()
     transform_data(s, &s.src, s.top, s.left, 0, src, g, q, q_end, 0, s.src.depth, V, z.C, z.v_step, patch)
     while panel < panel_end:
         end = least(panel_end, panel + z.panels_at_once)
-        multiply(s, z, V, U, M, q_end - q, panel, end)
+        if not z.channels:
+            multiply(s, z, V, U, M, q_end - q, panel, end, s.src.depth, 0)
+        c = 0
+        while z.channels and c < s.src.depth:
+            c_end = least(s.src.depth, c + z.channels)
+            for i in range(ceil_div(c_end - c, FILTER_ROWS)):
+                transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
+                                  least(c_end, c + (i + 1) * FILTER_ROWS))
+            multiply(s, z, V + c, own, M, q_end - q, panel, end, c_end - c, c > 0)
+            c = c_end
         transform_results(s, dst, g, q, q_end, panel * NR, least(end * NR, s.dst.depth), M, ld, z.m_step, bias, relu, patch)
         panel = end
     restore_denormals(before)
 
 
-cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
-    """M[value][tile][filter] = sum over c of V[value][tile][c] * U[value][c][filter]."""
+cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end,
+                   Py_ssize_t channels, bint accumulate) noexcept nogil:
+    """M[value][tile][filter] = sum over c of V[value][tile][c] * U[value][c][filter], or that added to it."""
     cdef Py_ssize_t NR = 2 * lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
     cdef real *a[TILE_MR]
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
     for value in range(s.n * s.n):
         for p in range(panel, panel_end):
             for i in range(blocks):
@@ -376,7 +412,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t ti
                 for m in range(rows):
                     a[m] = V + value * z.v_step + (first + m) * z.C
                     c[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
-                tile_by_rows(rows, 1, s.src.depth, a, U + value * z.u_step + p * z.u_panel, NR, c,
+                tile_by_rows(rows, 1, channels, a, U + value * z.u_step + p * z.u_panel, NR, c,
                              NR if s.dst.depth - p * NR > NR // 2 else NR // 2, &e)
 
 
