@@ -29,7 +29,7 @@ from fastconv.ops import (
     explain,
     im2col,
 )
-# from fastconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
+from fastconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
 from fastconv.runtime import (
     available_isas,
     get_num_threads,
@@ -53,6 +53,8 @@ __all__ = [
     "PoolGeometry",
     "Trainer",
     "available_isas",
+    "avg_pool2d",
+    "avg_pool2d_grad",
     "col2im",
     "conv2d",
     "conv2d_backward",
@@ -64,6 +66,8 @@ __all__ = [
     "get_precision",
     "im2col",
     "isa",
+    "max_pool2d",
+    "max_pool2d_grad",
     "num_threads",
     "set_cache_limit",
     "set_num_threads",
