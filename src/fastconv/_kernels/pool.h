@@ -56,38 +56,51 @@ INLINE void CAT(pool_take)(VEC v, PLACE place, VEC *best, CAT(places) * at) {
 
 /* y[l] = the largest cell, index[l] = origin + l * step_of_place + its place; the first of equals wins, NaN over everything.
  * Without a tap -infinity and -1. index may be NULL. */
+INLINE void CAT(pool_max_vector)(ptrdiff_t left, ptrdiff_t taps, const REAL *const *x, const PLACE *place, ptrdiff_t at,
+                                 ptrdiff_t step, int64_t origin, ptrdiff_t step_of_place, REAL *y, int64_t *index) {
+    union { CAT(places) v; PLACE lane[VECTOR_BYTES / sizeof(REAL)]; } where;
+    VEC best = CAT(splat)(-(REAL)INFINITY);
+    for (int i = 0; i < VL; i++) where.lane[i] = taps ? place[0] : 0;
+    if (taps) best = CAT(pool_load)(x[0] + at, step, left);
+    for (ptrdiff_t t = 1; t < taps; t++) CAT(pool_take)(CAT(pool_load)(x[t] + at, step, left), place[t], &best, &where.v);
+    CAT(store_part)(y, best, left);
+    if (!index) return;
+    if (taps) for (ptrdiff_t i = 0; i < left; i++) index[i] = origin + i * step_of_place + where.lane[i];
+    else for (ptrdiff_t i = 0; i < left; i++) index[i] = -1;
+}
 INLINE void CAT(pool_max_body)(ptrdiff_t taps, const REAL *const *x, const PLACE *place, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step,
                                int64_t origin, ptrdiff_t step_of_place, REAL *y, int64_t *index) {
-    for (ptrdiff_t l = 0; l < n; l += VL) {
-        const ptrdiff_t left = n - l < VL ? n - l : VL;
-        union { CAT(places) v; PLACE lane[VECTOR_BYTES / sizeof(REAL)]; } where;
-        VEC best = CAT(splat)(-(REAL)INFINITY);
-        for (int i = 0; i < VL; i++) where.lane[i] = taps ? place[0] : 0;
-        if (taps) best = CAT(pool_load)(x[0] + at + l * step, step, left);
-        for (ptrdiff_t t = 1; t < taps; t++) CAT(pool_take)(CAT(pool_load)(x[t] + at + l * step, step, left), place[t], &best, &where.v);
-        CAT(store_part)(y + l, best, left);
-        if (!index) continue;
-        for (ptrdiff_t i = 0; i < left; i++) index[l + i] = taps ? origin + (l + i) * step_of_place + where.lane[i] : -1;
+    for (; n >= VL; n -= VL) {
+        CAT(pool_max_vector)(VL, taps, x, place, at, step, origin, step_of_place, y, index);
+        at += VL * step;
+        origin += VL * step_of_place;
+        y += VL;
+        if (index) index += VL;
     }
+    if (n > 0) CAT(pool_max_vector)(n, taps, x, place, at, step, origin, step_of_place, y, index);
 }
 static void CAT(pool_max)(ptrdiff_t taps, const REAL *const *x, const PLACE *place, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step,
                           int64_t origin, ptrdiff_t step_of_place, REAL *y, int64_t *index) {
-    if (step == 1) CAT(pool_max_body)(taps, x, place, at, n, 1, origin, step_of_place, y, index);
-    else if (step == 2) CAT(pool_max_body)(taps, x, place, at, n, 2, origin, step_of_place, y, index);
+    if (step == 1 && step_of_place == 0) CAT(pool_max_body)(taps, x, place, at, n, 1, origin, 0, y, index);
+    else if (step == 1) CAT(pool_max_body)(taps, x, place, at, n, 1, origin, 1, y, index);
+    else if (step == 2) CAT(pool_max_body)(taps, x, place, at, n, 2, origin, 2, y, index);
     else CAT(pool_max_body)(taps, x, place, at, n, step, origin, step_of_place, y, index);
 }
 
 /* y[l] = the sum of the cells / divisor */
+INLINE void CAT(pool_mean_vector)(ptrdiff_t left, ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t step, REAL divisor,
+                                  REAL *y) {
+    union { VEC v; REAL lane[VECTOR_BYTES / sizeof(REAL)]; } sum;
+    sum.v = CAT(splat)(0);
+    for (ptrdiff_t t = 0; t < taps; t++) sum.v = CAT(add)(sum.v, CAT(pool_load)(x[t] + at, step, left));
+    for (int i = 0; i < VL; i++) sum.lane[i] /= divisor;
+    CAT(store_part)(y, sum.v, left);
+}
 INLINE void CAT(pool_mean_body)(ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step, REAL divisor,
                                 REAL *y) {
-    for (ptrdiff_t l = 0; l < n; l += VL) {
-        const ptrdiff_t left = n - l < VL ? n - l : VL;
-        union { VEC v; REAL lane[VECTOR_BYTES / sizeof(REAL)]; } sum;
-        sum.v = CAT(splat)(0);
-        for (ptrdiff_t t = 0; t < taps; t++) sum.v = CAT(add)(sum.v, CAT(pool_load)(x[t] + at + l * step, step, left));
-        for (int i = 0; i < VL; i++) sum.lane[i] /= divisor;
-        CAT(store_part)(y + l, sum.v, left);
-    }
+    ptrdiff_t l = 0;
+    for (; l + VL <= n; l += VL) CAT(pool_mean_vector)(VL, taps, x, at + l * step, step, divisor, y + l);
+    if (l < n) CAT(pool_mean_vector)(n - l, taps, x, at + l * step, step, divisor, y + l);
 }
 static void CAT(pool_mean)(ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t n, ptrdiff_t step, REAL divisor, REAL *y) {
     if (step == 1) CAT(pool_mean_body)(taps, x, at, n, 1, divisor, y);

@@ -203,28 +203,32 @@ cdef inline Py_ssize_t first_window(Py_ssize_t cell, Py_ssize_t S, Py_ssize_t be
 
 cdef void mean_grad_row(Pool *p, char *scratch, real *dy, Py_ssize_t row, real *dx) noexcept nogil:
     """A row of dx: first the sum over the rows of dy whose windows meet it, then, cell by cell, over the columns."""
-    cdef Py_ssize_t width = p.W2 * p.D, taps = 0, i, j, c, last = min(p.H2, (row + p.top) // p.S_h + 1)
+    cdef Py_ssize_t width = p.W2 * p.D, taps = 0, i, j, cells, last = min(p.H2, (row + p.top) // p.S_h + 1)
     cdef real *total = <real *> scratch
     cdef real *share = total + width
     cdef void **x = <void **> (scratch + (width * 8 + p.F_h * 8 + p.F_w * 8))
-    cdef real *cell
+    cdef real each
     for i in range(first_window(row, p.S_h, p.top, p.F_h), last):
         x[taps] = dy + i * width
         share[taps] = 1 / <real> (p.F_h if p.with_pad else real_cells(i, p.S_h, p.top, p.F_h, p.H1))
         taps += 1
     shares(taps, x, share, width, total)
+    if p.D == 1:
+        memset(dx, 0, p.W1 * sizeof(real))
+        for i in range(p.W2):
+            cells = real_cells(i, p.S_w, p.left, p.F_w, p.W1)
+            each = total[i] / (p.F_w if p.with_pad else max(cells, 1))
+            j = max(i * p.S_w - p.left, 0)
+            for j in range(j, j + cells):
+                dx[j] += each
+        return
     for j in range(p.W1):
         taps = 0
         for i in range(first_window(j, p.S_w, p.left, p.F_w), min(p.W2, (j + p.left) // p.S_w + 1)):
             x[taps] = total + i * p.D
             share[taps] = 1 / <real> (p.F_w if p.with_pad else real_cells(i, p.S_w, p.left, p.F_w, p.W1))
             taps += 1
-        if p.D > 1:
-            shares(taps, x, share, p.D, dx + j * p.D)
-        else:
-            dx[j] = 0
-            for i in range(taps):
-                dx[j] += share[i] * (<real *> x[i])[0]
+        shares(taps, x, share, p.D, dx + j * p.D)
 
 
 cdef inline void shares(Py_ssize_t taps, void **x, real *share, Py_ssize_t n, real *y) noexcept nogil:

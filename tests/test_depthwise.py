@@ -1,0 +1,143 @@
+"""The depthwise kernels against the oracle, element by element, on every level of instructions.
+
+The kernels are called as ops.py calls them. Inputs lie between NaNs, results in the middle of a buffer of NaNs that has to
+stay as it was. A result of n products differs from the exact one by at most n*eps times the sum of the products' magnitudes
+(Higham, Accuracy and Stability, section 3.1), for n products, a bias and the sums of parts: twice that is allowed.
+"""
+
+import numpy as np
+import pytest
+
+from fastconv import _kernels, reference
+from fastconv.geometry import window
+from oracle import bits, canary, guarded, intact
+
+LAYOUTS = ("NHWC", "NCHW")
+DTYPES = ("float32", "float64")
+# N, H1, W1, D1, F, S, P, dilation, multiplier: depths around the vectors' widths, windows with a path of their own and others
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 0, 1, 1),
+    (2, 7, 7, 17, 3, 1, 1, 1, 1),
+    (1, 14, 14, 16, 3, 1, 1, 1, 1),
+    (1, 33, 35, 33, 3, 1, 1, 1, 1),
+    (3, 9, 8, 5, 3, 2, 1, 1, 1),
+    (1, 12, 45, 31, 3, 2, ((0, 1), (0, 1)), 1, 1),
+    (1, 13, 12, 8, 5, 1, 2, 1, 1),
+    (2, 11, 13, 9, 5, 2, 2, 1, 1),
+    (1, 15, 16, 7, 7, 1, 3, 1, 1),
+    (1, 10, 9, 15, 2, 1, 0, 1, 1),
+    (1, 10, 9, 4, 2, 2, "same", 1, 1),
+    (2, 12, 11, 6, 3, 1, 2, 2, 1),
+    (1, 17, 19, 3, 3, 2, 3, 3, 1),
+    (1, 6, 5, 10, (1, 4), (3, 4), ((4, 5), (4, 1)), (3, 3), 1),
+    (1, 5, 6, 12, (4, 3), (3, 1), ((7, 0), (2, 6)), 1, 1),
+    (2, 8, 7, 11, 3, 1, 1, 1, 2),
+    (2, 8, 9, 16, 3, 2, 1, 1, 3),
+    (1, 40, 64, 70, 3, 1, 1, 1, 1),
+    (2, 3, 2, 260, 3, 1, 1, 1, 2),
+    (1, 150, 152, 1, 3, 1, 1, 1, 1),
+]
+
+
+def arrays(shape, layout, dtype):
+    """Guarded x, w, b, dy and the arguments of the geometry."""
+    N, H1, W1, D1, F, S, P, dilation, m = shape
+    g = window("test", H1, W1, F, S, P, dilation)
+    rng = np.random.default_rng(H1 * W1 + D1)
+    x, dy = rng.standard_normal((N, H1, W1, D1)), rng.standard_normal((N, *g.size, D1 * m))
+    w, b = rng.standard_normal((*g.F, 1, D1 * m)), rng.standard_normal(D1 * m)
+    if layout == "NCHW":
+        x, dy, w = x.transpose(0, 3, 1, 2), dy.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
+    x, w, b, dy = (guarded(a.astype(dtype)) for a in (x, w, b, dy))
+    where = (*g.S, g.pads[0][0], g.pads[1][0], *g.dilation, m)
+    return x, w, b, dy, where, {"S": S, "P": P, "dilation": dilation, "groups": D1, "layout": layout}
+
+
+def call(kind, a, layout, threads):
+    """One direction by the kernel of the level in use; the result, whose surroundings are checked."""
+    x, w, b, dy, where, _ = a
+    kernel, nchw = _kernels.kernel("depthwise"), layout == "NCHW"
+    like = {"y": dy, "relu": dy, "dx": x, "dw": w}[kind]
+    out, buffer = canary(like.shape, x.dtype)
+    if kind == "dx":
+        kernel.grad_x(dy, w, out, *where, nchw, threads)
+    elif kind == "dw":
+        kernel.grad_w(dy, x, out, *where, nchw, threads)
+    else:
+        kernel.forward(x, w, b if kind == "relu" else None, out, *where, kind == "relu", nchw, threads)
+    assert intact(buffer)
+    return out
+
+
+def exact(kind, a):
+    x, w, b, dy, _, how = a
+    if kind == "dx":
+        return reference.conv2d_grad_x(dy, w, x.shape, **how)
+    if kind == "dw":
+        return reference.conv2d_grad_w(dy, x, w.shape, **how)
+    return reference.conv2d(x, w, b if kind == "relu" else None, **how, activation="relu" if kind == "relu" else None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_direction_is_exact_to_rounding(isa, shape, layout, dtype):
+    a = arrays(shape, layout, dtype)
+    long = tuple(v.astype("f8") for v in a[:4]) + a[4:]
+    size = tuple(abs(v) for v in long[:4]) + a[4:]
+    window_size = a[1].size // (shape[3] * shape[8])
+    for kind in ("y", "relu", "dx", "dw"):
+        n = {"dx": window_size * shape[8], "dw": a[3].size // (shape[3] * shape[8])}.get(kind, window_size) + 1
+        bound = 2 * n * np.finfo(dtype).eps * exact("y" if kind == "relu" else kind, size)
+        if kind == "relu":
+            bound += 2 * n * np.finfo(dtype).eps * abs(size[2] if layout == "NHWC" else size[2][:, None, None])
+        got = call(kind, a, layout, 1)
+        assert (abs(got - exact(kind, long)) <= bound).all(), kind
+        for threads in (2, 3):
+            assert bits(call(kind, a, layout, threads), got), (kind, threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_are_adjoint(isa, shape, layout):
+    """<dy, y> = <dx, x> = <dw, w>, as y is linear in x and in w; n*eps of the magnitudes, as above."""
+    a = arrays(shape, layout, "float64")
+    x, w, _, dy, _, _ = a
+    products = [
+        float((p * q).sum())
+        for p, q in ((dy, call("y", a, layout, 2)), (call("dx", a, layout, 2), x), (call("dw", a, layout, 2), w))
+    ]
+    size = tuple(abs(v) for v in a[:4]) + a[4:]
+    bound = 4 * (dy.size + w.size) * np.finfo("f8").eps * float((abs(dy) * exact("y", size)).sum())
+    assert abs(products[0] - products[1]) <= bound
+    assert abs(products[0] - products[2]) <= bound
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_images(isa, layout):
+    a = arrays((1, 5, 6, 4, 3, 1, 1, 1, 1), layout, "float32")
+    none = (a[0][:0], a[1], a[2], a[3][:0], *a[4:])
+    assert call("y", none, layout, 2).size == call("dx", none, layout, 2).size == 0
+    assert not call("dw", none, layout, 2).any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_goes_where_it_belongs(isa, layout, value):
+    """One such cell in the corner of x: only the results and weights that meet it show it."""
+    a = arrays((1, 8, 9, 5, 3, 1, 1, 1, 1), layout, "float32")
+    x = a[0].copy()
+    x[0, 0, 0, 0] = value
+    a = (x, *a[1:])
+    for kind in ("y", "dw"):
+        got, want = call(kind, a, layout, 2), exact(kind, a)
+        assert np.array_equal(np.isfinite(got), np.isfinite(want)), kind
+        assert not np.isfinite(got).all()
+
+
+def test_an_image_does_not_depend_on_its_batch(isa):
+    for layout in LAYOUTS:
+        a = arrays((3, 9, 8, 20, 3, 1, 1, 1, 1), layout, "float32")
+        alone = (a[0][1:2], *a[1:3], a[3][1:2], *a[4:])
+        assert bits(call("y", a, layout, 2)[1:2], call("y", alone, layout, 2))
+        assert bits(call("dx", a, layout, 2)[1:2], call("dx", alone, layout, 2))
