@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, ops
+from . import checks, ops, pooling
 from .layers import AvgPool2D, BatchNorm, Conv2D, ConvTranspose2D, Dropout, Layer, MaxPool2D, Sequential, _Activation
 
 Array = np.ndarray
@@ -121,7 +121,7 @@ def project(model: Sequential, x: Array, layer: int, feature: int, place: tuple[
     for i, inner in enumerate(model.layers[: layer + 1]):
         shapes.append(x.shape)
         if isinstance(inner, MaxPool2D):
-            x, switches[i] = ops.max_pool2d(x, inner.F, **inner._args)
+            x, switches[i] = pooling.max_pool2d(x, inner.F, **inner._args)
         else:
             x = inner.forward(x)
     signal = np.zeros_like(x)
@@ -135,9 +135,9 @@ def project(model: Sequential, x: Array, layer: int, feature: int, place: tuple[
 def _back(layer: Layer, signal: Array, shape: tuple[int, ...], switch: Array | None) -> Array:
     """The signal before a layer whose input had this shape."""
     if isinstance(layer, MaxPool2D):
-        return ops.max_pool2d_grad(signal, switch, shape, layer.F, **layer._args)
+        return pooling.max_pool2d_grad(signal, switch, shape, layout=layer.layout)
     if isinstance(layer, AvgPool2D):
-        return ops.avg_pool2d_grad(signal, shape, layer.F, **layer._args)
+        return pooling.avg_pool2d_grad(signal, shape, layer.F, **layer._args)
     if isinstance(layer, BatchNorm):
         scale = (layer.gamma / np.sqrt(layer.var + layer.eps)).astype(signal.dtype)
         return signal * (scale if layer.last else scale[:, None, None])
