@@ -461,7 +461,7 @@ class RMSProp(Optimizer):
         nesterov: bool = True, eps: float = 1e-8, weight_decay: float = 0.0,
     ) -> None:
         a = _coefficient("RMSProp", "momentum", momentum)
-        self._ahead = _coefficient("RMSProp", "nesterov", nesterov) and a > 0
+        self._ahead = checks.flag("RMSProp", "nesterov", nesterov) and a > 0
         self._slots = ("r", "v") if a > 0 else ("r",)
         self._algorithm = "rmsprop_nesterov" if self._ahead else "rmsprop_momentum" if a > 0 else "rmsprop"
         super().__init__(params, lr, rho=rho, momentum=a, nesterov=nesterov, eps=eps, weight_decay=weight_decay)
