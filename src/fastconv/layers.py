@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from . import checks, ops
+from . import checks, ops, pooling
 from .geometry import ConvGeometry, PoolGeometry, transposed
 
 Array = np.ndarray
@@ -837,8 +837,8 @@ class MaxPool2D(_Pool):
 
     def _forward(self, x: Array, training: bool, reuse: bool, fused: str) -> Array:
         if not training:
-            return ops.max_pool2d(x, self.F, return_index=False, **self._args)
-        y, index = ops.max_pool2d(x, self.F, **self._args)
+            return pooling.max_pool2d(x, self.F, return_index=False, **self._args)
+        y, index = pooling.max_pool2d(x, self.F, **self._args)
         self._kept = index, x.shape, y if fused == MASK else None
         return y
 
@@ -846,7 +846,7 @@ class MaxPool2D(_Pool):
         index, shape, y = self._take()
         if y is not None:
             dy = _mask(dy, y, reuse)
-        return ops.max_pool2d_grad(dy, index, shape, layout=self.layout) if needs_dx else None
+        return pooling.max_pool2d_grad(dy, index, shape, layout=self.layout) if needs_dx else None
 
     def _gives(self, fused: str) -> str:
         return "kept" if fused == MASK else "fresh"
@@ -887,11 +887,11 @@ class AvgPool2D(_Pool):
     def _forward(self, x: Array, training: bool, reuse: bool, fused: str) -> Array:
         if training:
             self._kept = x.shape
-        return ops.avg_pool2d(x, self.F, **self._args)
+        return pooling.avg_pool2d(x, self.F, **self._args)
 
     def _backward(self, dy: Array, reuse: bool, needs_dx: bool) -> Array | None:
         shape = self._take()
-        return ops.avg_pool2d_grad(dy, shape, self.F, **self._args) if needs_dx else None
+        return pooling.avg_pool2d_grad(dy, shape, self.F, **self._args) if needs_dx else None
 
 
 class GlobalAvgPool2D(Layer):
@@ -1410,11 +1410,11 @@ def _memory(layer: Layer, fused: str, n: int) -> _Memory:
         holds_x, holds_y, extra = layer._keeps(fused)
         return _Memory(extra * n, extra * n + y, extra * n + x, holds_x, holds_y)
     body, side = _memory(layer.body, PLAIN, n), _memory(layer.shortcut, PLAIN, n)
-    kept = body.kept + side.kept + y * body.holds_y + y * side.holds_y
+    body_kept, side_kept = body.kept + y * body.holds_y, side.kept + y * side.holds_y
     return _Memory(
-        kept,
-        max(body.forward, body.kept + y + side.forward),
-        max(kept + side.backward, body.kept + y * body.holds_y + x + body.backward),
+        body_kept + side_kept,
+        max(body.forward, body_kept + y + side.forward),
+        max(body_kept + side.backward, x * bool(layer.shortcut.layers) + body.backward),
         body.holds_x or side.holds_x,
         fused == RELU,
     )
