@@ -47,12 +47,13 @@ def save(path: str | Path, tree: dict[str, Any], kind: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that the rest of a killed run is overwritten
     library = need("save", "safetensors.numpy", "demo")
     try:
-        library.save_file(tensors, temporary, {"fastconv": json.dumps(header)})
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            file.write(library.save(tensors, {"fastconv": json.dumps(header)}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except Exception as problem:  # safetensors wraps what the system said in an error of its own
+    except OSError as problem:
         with contextlib.suppress(OSError):
             temporary.unlink()
         rest = "; the file that was there is untouched" if path.exists() else ""

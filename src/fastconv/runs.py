@@ -86,7 +86,7 @@ def make_model(name: str, input_shape: tuple[int, int, int], classes: int, seed:
 
 def write_pictures(folder: Path, trained: Trained, data: Dataset, history: History) -> list[tuple[str, str, Path]]:
     """Draw what applies to this model into `folder`; (heading, text, file) of each."""
-    model, x = trained.model, data.x_test[:512]
+    model, x = trained.model, data.x_test[:: -(-len(data.x_test) // 512)]
     ready = trained.prepare(x)
     known = deconvnet.spatial_layers(model)
     convolutions = [i for i in known if isinstance(model.layers[i], Conv2D)]
@@ -101,7 +101,7 @@ def write_pictures(folder: Path, trained: Trained, data: Dataset, history: Histo
                               plots.filters(model, first))
         for i in dict.fromkeys((_after(model, first, known), last)):
             figures[f"maps-{i}"] = (f"Activation maps of layer {i}", "For a test image: as a volume, and each.",
-                                    plots.activation_maps(model, ready[:1], i))
+                                    plots.activation_maps(model, ready[len(x) // 2 :], i))
         figures["features"] = (f"What the features of layer {last} see", "Their strongest activations on test images, "
                                "carried back to the image by switches and transposed filters (Zeiler and Fergus 2013).",
                                plots.projections(model, ready, last, images=x))
