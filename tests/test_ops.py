@@ -199,7 +199,7 @@ def test_explain_refuses_as_the_call_would():
                           ({"dtype": None}, TypeError), ({"method": "fft"}, ValueError), ({"S": 0}, ValueError),
                           ({"groups": 2}, GeometryError)]:  # fmt: skip
         refuses(error, next(iter(kwargs)), functools.partial(fc.explain, X.shape, W.shape), **kwargs)
-    refuses(TypeError, "x_shape", fc.explain, X, W.shape)
+    refuses(TypeError, "x_shape", fc.explain, 8, W.shape)
     refuses(ValueError, "w_shape", fc.explain, X.shape, (3, 3, 3))
 
 

@@ -16,7 +16,6 @@ when first used.
 """
 
 import importlib
-from types import ModuleType
 
 from fastconv.geometry import ConvGeometry, GeometryError, PoolGeometry
 from fastconv.ops import (
@@ -78,7 +77,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType | type:
+def __getattr__(name: str) -> object:
     if name in _MODULES:
         return importlib.import_module(f"fastconv.{name}")
     if name == "Trainer":

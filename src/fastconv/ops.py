@@ -20,11 +20,17 @@ Shape = tuple[int, ...]
 
 LAYOUTS = ("NHWC", "NCHW")
 METHODS = ("auto", "direct", "im2col", "winograd")
+_MOST = 1 << 56  # numbers in an array: their bytes, in the widest tile, stay countable
 
 
 # ---------------------------------------------------------------- what depends on shapes alone
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+def _plain(where: str, name: str, value: Any) -> Any:
+    """An option as plain ints, tuples and names: True, which equals 1, must not find a plan for 1."""
+    if type(value) is int or isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(where, name, v) for v in value)
+    return checks.count(where, name, value, 0)
 
 
 def _filters(where: str, w_shape: Shape, layout: str) -> tuple[int, int, int, int]:
@@ -42,6 +48,13 @@ def _volume(shape: Shape, layout: str) -> tuple[int, int, int, int]:
 
 def _arrange(N: int, size: tuple[int, int], D: int, layout: str) -> Shape:
     return (N, *size, D) if layout == "NHWC" else (N, D, *size)
+
+
+def _countable(where: str, *shapes: Shape) -> None:
+    """No array of these shapes has so many numbers that the arithmetic of its bytes would wrap."""
+    for shape in shapes:
+        if math.prod(shape) > _MOST:
+            raise MemoryError(f"{where}: no memory for an array of shape {shape}")
 
 
 def _match_depths(where: str, D1: int, w_shape: Shape, layout: str, groups: int) -> None:
@@ -74,17 +87,21 @@ def _prepare(
     _match_depths(where, D1, w_shape, layout, groups)
     Fh, Fw, _, K = _filters(where, w_shape, layout)
     window = geometry.window(where, H1, W1, (Fh, Fw), S, P, dilation)
+    y_shape = _arrange(N, window.size, K, layout)
+    _countable(where, x_shape, w_shape, y_shape)
     problem = Problem(direction, N, H1, W1, D1, K, window, groups, layout == "NCHW", dtype)
-    return plan(where, problem, method, isa, precision), _arrange(N, window.size, K, layout)
+    return plan(where, problem, method, isa, precision), y_shape
+
+
+OPTIONS = ("S", "P", "dilation", "groups", "layout", "method")
 
 
 def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
-    """`_prepare` with the settings in force; options are (S, P, dilation, groups, layout, method)."""
-    settings = (dtype.char, runtime.isa(), runtime.get_precision())
-    try:
-        return _prepare(where, direction, x_shape, w_shape, *options, *settings)
-    except TypeError:  # a list among the options, or a mistake, which the second try names
-        return _prepare.__wrapped__(where, direction, x_shape, w_shape, *_hashable(options), *settings)
+    """`_prepare` with the settings in force, for the values of `OPTIONS`."""
+    plain = [v if type(v) in (int, str) else _plain(where, name, v) for name, v in zip(OPTIONS, options, strict=True)]
+    return _prepare(
+        where, direction, x_shape, w_shape, *plain, dtype.char, runtime.isa(), runtime.get_precision()
+    )
 
 
 # ---------------------------------------------------------------- what depends on the arrays
@@ -336,7 +353,7 @@ def conv2d_backward(
     (True, (3, 3, 2, 5), (5,))
     """
     where = "conv2d_backward"
-    if isinstance(needs, str) or not all(isinstance(n, str) for n in needs):
+    if not isinstance(needs, (tuple, list, set, frozenset)) or not all(isinstance(n, str) for n in needs):
         raise checks.type_error(where, "needs must be a sequence of names", '("x", "w", "b") or fewer', repr(needs))
     for name in needs:
         checks.choice(where, "needs", name, ("x", "w", "b"))
@@ -410,9 +427,9 @@ def conv_transpose2d(
         raise checks.value_error(where, rule, f"a w for depth {D1} and groups that divide it", w.shape)
     size = geometry.transposed(where, H1, W1, (Fh, Fw), S, P, output_padding, dilation).size
     y_shape = _arrange(N, size, k * groups, layout)
-    how, _ = _prepared(where, "grad_x", y_shape, w.shape, x.dtype, (S, P, dilation, groups, layout, "auto"))
     bias = _bias(where, b, k * groups, x)
     y = memory.empty(y_shape, x.dtype)
+    how, _ = _prepared(where, "grad_x", y_shape, w.shape, x.dtype, (S, P, dilation, groups, layout, "auto"))
     if y.size:
         how.job.run(_dense(x), _dense(w), bias, y, False, runtime.get_num_threads())
     return y
@@ -467,6 +484,7 @@ def _cols_gather(
     checks.choice(where, "layout", layout, LAYOUTS)
     N, H1, W1, D1 = _volume(x_shape, layout)
     window = geometry.window(where, H1, W1, F, S, P, dilation)
+    _countable(where, x_shape, (N, *window.size, math.prod(window.F), D1))
     problem = Problem("im2col", N, H1, W1, D1, 1, window, 1, layout == "NCHW", dtype.char)
     taps = math.prod(window.F)
     written = (N, *window.size, taps * D1) if layout == "NHWC" else (N, D1 * taps, *window.size)

@@ -6,6 +6,7 @@ same shapes plans nothing.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv import _kernels, checks, runtime
+from fastconv._kernels import memory
 from fastconv.geometry import Pair, Window
 
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
@@ -78,26 +80,36 @@ def forward_gather(p: Problem, one_run: bool = True) -> Any:
     )  # fmt: skip
 
 
-def _phase(size: int, S: int, F: int, dilation: int, before: int, phase: int) -> tuple[int, list[Pair]]:
-    """Pixels of dx at `phase` modulo S, and the taps r that meet them, with the offset of the dy pixel that each reads."""
-    taps = [(r, (phase + before - r * dilation) // S) for r in range(F) if (phase + before - r * dilation) % S == 0]
-    return -(-(size - phase) // S), taps
+def _phases(size: int, S: int, F: int, dilation: int, before: int) -> dict[int, list[Pair]]:
+    """The phases of dx modulo S that taps meet: for each the taps r, with the offset of the dy pixel that each reads."""
+    phases: dict[int, list[Pair]] = {}
+    for r in range(F):
+        phase = (r * dilation - before) % S
+        if phase < size:
+            phases.setdefault(phase, []).append((r, (phase + before - r * dilation) // S))
+    return phases
 
 
 def gradient_gathers(p: Problem) -> list[Any]:
-    """The gathers of grad_x: x pixel i*S + phase gets, from each tap r that meets it, dy pixel i + (phase + P - r*dilation)/S."""
+    """The gathers of grad_x: x pixel i*S + phase gets, from each tap r that meets it, dy pixel i + (phase + P - r*dilation)/S.
+
+    If there are phases that no tap meets, a gather without taps comes first: it fills dx with the bias or with zeros.
+    """
     N, target, source = _sizes(p)
     (Fh, Fw), (Sh, Sw), ((top, _), (left, _)), (dh, dw) = p.window.F, p.window.S, p.window.pads, p.window.dilation
+    vertical, horizontal = _phases(target[0], Sh, Fh, dh, top), _phases(target[1], Sw, Fw, dw, left)
+
+    def gather(grid: tuple[int, ...], taps: list[tuple[int, int, int]]) -> Any:
+        table = np.array(taps, np.intp).reshape(-1, 3).T.copy()
+        sizes = (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target)
+        return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.nchw, True)
+
     gathers = []
-    for a in range(min(Sh, target[0])):
-        rows, vertical = _phase(target[0], Sh, Fh, dh, top, a)
-        for b in range(min(Sw, target[1])):
-            cols, horizontal = _phase(target[1], Sw, Fw, dw, left, b)
-            taps = [(h, w, r * Fw + s) for r, h in vertical for s, w in horizontal]
-            gathers.append(_kernels.kernel("conv").Gather(
-                (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target), (rows, cols, a, b, Sh, Sw, 1, 1),
-                np.array(taps, np.intp).reshape(-1, 3).T.copy(), Fh * Fw, 0, p.nchw, True,
-            ))  # fmt: skip
+    if len(vertical) * len(horizontal) < min(Sh, target[0]) * min(Sw, target[1]):
+        gathers.append(gather((*target, 0, 0, 1, 1, 1, 1), []))
+    for (a, rows), (b, cols) in itertools.product(vertical.items(), horizontal.items()):
+        grid = (-(-(target[0] - a) // Sh), -(-(target[1] - b) // Sw), a, b, Sh, Sw, 1, 1)
+        gathers.append(gather(grid, [(h, w, r * Fw + s) for r, h in rows for s, w in cols]))
     return gathers
 
 
@@ -140,15 +152,17 @@ def _direct(p: Problem) -> Job:
     if p.direction == "grad_w":
         return _gradient_job(weight_gradient(p, forward_gather(p, one_run=False)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
-
-    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
-        for gather in gathers:
-            gather.run(src, w, bias, dst, relu, threads)
+    itemsize = _itemsize(p)
 
     def workspace(threads: int) -> int:
-        return max(gather.workspace(_itemsize(p), threads) for gather in gathers)
+        return max([gather.workspace(itemsize, threads) for gather in gathers])
 
-    return Job(gathers[0].run if len(gathers) == 1 else run, workspace)
+    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
+        space = memory.empty((workspace(threads),), "u1")
+        for gather in gathers:
+            gather.run(src, w, bias, dst, relu, threads, space)
+
+    return Job(run, workspace)
 
 
 def _gradient_job(gradient: Any, p: Problem) -> Job:
@@ -177,7 +191,7 @@ def _im2col(p: Problem) -> Job:
     product = _direct(p._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
 
     def run(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, relu: bool, threads: int) -> None:
-        cols = _kernels.memory.empty(shape, p.dtype)
+        cols = memory.empty(shape, p.dtype)
         if p.direction != "grad_x":
             conv.im2col(gather, a if p.direction == "fwd" else b, cols, threads)
         if p.direction == "fwd":
@@ -198,11 +212,16 @@ TRANSFORM = {"data": 130, "filter": 100, "result": 110}  # of one 6 x 6 tile; a 
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
 
 
+def _nominal(p: Problem) -> Problem:
+    """`p` for the choice of a method: eight pictures, whatever the batch, for a picture's bits must not depend on its batch."""
+    return p if p.direction == "grad_w" else p._replace(N=8)
+
+
 def _product(rows: float, k: float, cols: int, p: Problem) -> float:
     """Cycles of a matrix product in register tiles: bound by arithmetic, loads or, with few sums, by latency."""
     kernels = _kernels.kernel("conv")
     VL, MR = kernels.VECTOR // np.dtype(p.dtype).itemsize, kernels.MR
-    vectors, blocks = -(-cols // VL), -(-rows // MR)
+    vectors, blocks = max(1, -(-cols // VL)), max(1, -(-rows // MR))
     height, width = rows / blocks, min(vectors, 2)
     return k * blocks * vectors / width * max(height * width / 2, (height + width) / 2, 4)
 
@@ -233,7 +252,7 @@ def _direct_cycles(p: Problem) -> float:
 def winograd_tile(p: Problem) -> tuple[int, int]:
     """(m, r): results and filter a side, the cheaper where there is a choice."""
     r = p.window.F[0]
-    return (min((4, 2), key=lambda m: _winograd_cycles(p, m)), 3) if r == 3 else (2, r)
+    return (min((4, 2), key=lambda m: _winograd_cycles(_nominal(p), m)), 3) if r == 3 else (2, r)
 
 
 def _winograd_refuses(p: Problem) -> str | None:
@@ -246,6 +265,7 @@ def _winograd_refuses(p: Problem) -> str | None:
 
 
 def _winograd_wanted(p: Problem) -> str | None:
+    p = _nominal(p)
     m, r = winograd_tile(p)
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
     return f"F({m}x{m}, {r}x{r}) takes about {ratio:.2f} of direct's cycles" if ratio < MARGIN else None
@@ -262,7 +282,7 @@ def _winograd(p: Problem) -> Job:
     if p.direction != "grad_w":
         return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
     tiles, corners = p.N * -(-H2 // tile[0]) * -(-W2 // tile[0]), -(-D // 64) * -(-K // 64) * p.groups
-    return _gradient_job(kernels.WeightGradient(forward, max(1, min(8 // corners, tiles // 64))), p)
+    return _gradient_job(kernels.WeightGradient(forward, max(1, min(8 // max(1, corners), tiles // 64))), p)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def set_num_threads(n: int) -> None:
     1
     """
     global _requested
-    _requested = checks.count("set_num_threads", "n", n, minimum=1)
+    _requested = checks.count("set_num_threads", "n", n, 1, 1 << 16)
 
 
 def get_num_threads() -> int:
@@ -140,10 +141,10 @@ def set_cache_limit(megabytes: int) -> None:
 
     Fresh memory has to be handed out and zeroed by the system page by page, which costs as much as computing many a layer.
     """
-    memory.set_cache_limit(checks.count("set_cache_limit", "megabytes", megabytes, 0) << 20)
+    memory.set_cache_limit(checks.count("set_cache_limit", "megabytes", megabytes, 0, 1 << 40) << 20)
 
 
-def show_config(file=None) -> None:
+def show_config(file: TextIO | None = None) -> None:
     """Print what was built, what runs here and the settings in force."""
     from fastconv import __version__
 

@@ -81,34 +81,37 @@ cdef class Gather:
         s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
 
     def workspace(self, Py_ssize_t itemsize, int threads):
-        """Bytes that `run` allocates: packed weights and each thread's scratch."""
+        """Bytes that `run` needs: packed weights and each thread's scratch."""
         return gather_bytes[float](self, threads, NULL) if itemsize == 4 else gather_bytes[double](self, threads, NULL)
 
-    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
-        """Write the grid's pixels of dst; bias may be None."""
+    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads, cnp.ndarray space):
+        """Write the grid's pixels of dst; bias may be None; space has the bytes that `workspace` tells."""
         if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
-            run_gather[float](self, src, w, bias, dst, relu, threads, NULL)
+            run_gather[float](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), NULL)
         else:
-            run_gather[double](self, src, w, bias, dst, relu, threads, NULL)
+            run_gather[double](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), NULL)
 
 
-cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like):
+cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
     cdef Shape *s = &self.s
-    cdef Chunks z
     if not self.nchw:
-        z = plan_chunks(s, threads, like)
-        return z.packed * sizeof(real) + threads * z.scratch
-    repacked = s.groups * s.K * s.C * s.T if self.transposed or s.T < s.window else 0
-    return repacked * sizeof(real) + threads * plan_panels(s, threads, like).scratch
+        return aligned(plan_chunks(s, threads, like).packed * sizeof(real))
+    return aligned(s.groups * s.K * s.C * s.T * sizeof(real)) if self.transposed or s.T < s.window else 0
+
+
+cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
+    cdef Py_ssize_t scratch = plan_panels(&self.s, threads, like).scratch if self.nchw else plan_chunks(&self.s, threads, like).scratch
+    return packed_bytes(self, threads, like) + threads * scratch
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
-                real *like):
+                char *space, real *like):
+    cdef real *b = NULL if bias is None else data(bias, like)
+    cdef char *scratch = space + packed_bytes(self, threads, like)
     if self.nchw:
-        gather_nchw(self, data(src, like), data(w, like), NULL if bias is None else data(bias, like), data(dst, like), relu,
-                    threads)
+        gather_nchw(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
     else:
-        gather_nhwc(self, data(src, like), data(w, like), bias, data(dst, like), relu, threads)
+        gather_nhwc(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
 
 
 # ---------------------------------------------------------------- depth-last: rows of the tile are pixels
@@ -140,17 +143,12 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
-cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, bint relu, int threads):
+cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *b, char *space):
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c
-    cdef cnp.ndarray packed = memory.empty((z.packed,), dtype_of(src))
-    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
-    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef real *b = data(packed, src)
-    cdef real *biases = b + s.groups * z.panels * z.panel_size if bias is not None else NULL
-    cdef real *given = data(bias, src) if bias is not None else NULL
+    cdef real *biases = b + s.groups * z.panels * z.panel_size if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     s.stream = (pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and s.K % lanes(src) == 0)
@@ -161,7 +159,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, cnp.ndarray bias, real *dst, b
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
-                biases[i] = given[g * s.K + c] if c < s.K else 0
+                biases[i] = bias[g * s.K + c] if c < s.K else 0
         if z.cuts > 1:
             for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
@@ -178,10 +176,6 @@ cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real
     pixel_task(s, src, b + g * z.panels * z.panel_size, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu, g, lo,
                least(lo + z.chunk, (at // z.per_row + 1) * z.per_image), z.panels * cut // z.cuts,
                z.panels * (cut + 1) // z.cuts, scratch)
-
-
-cdef dtype_of(real *like):
-    return "f4" if real is float else "f8"
 
 
 cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t) noexcept nogil:
@@ -349,19 +343,13 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
-cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads):
+cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space):
     cdef Shape *s = &self.s
     cdef Panels z = plan_panels(s, threads, src)
     cdef Py_ssize_t depth = s.C * s.T, i, n, g, first, cut
-    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
-    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef cnp.ndarray packed
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * depth * s.K * s.groups > SMALL_WORK
     cdef bint repack = self.transposed or s.T < s.window
-    cdef real *rows = w
-    if repack:
-        packed = memory.empty((s.groups * s.K * depth,), dtype_of(src))
-        rows = data(packed, src)
+    cdef real *rows = packed if repack else w
     with nogil:
         if repack:
             for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):

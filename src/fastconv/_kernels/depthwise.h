@@ -283,12 +283,15 @@ static void CAT(dw_deal)(REAL *restrict dst, ptrdiff_t step, const REAL *restric
         return;
     }
 #if defined(__GNUC__)
-    if (S == 2)
-        for (; (i + VL) * 2 <= n; i += VL) {
-            const VEC a = CAT(load)(src + 2 * i), b = CAT(load)(src + 2 * i + VL);
-            CAT(store)(dst + i, __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES)));
-            CAT(store)(dst + step + i, __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES)));
+    if (S == 2) {
+        for (; 2 * i < n; i += VL) {
+            const ptrdiff_t left = n - 2 * i;
+            const VEC a = CAT(dw_load)(src + 2 * i, left), b = left > VL ? CAT(dw_load)(src + 2 * i + VL, left - VL) : CAT(splat)(0);
+            CAT(dw_store)(dst + i, __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES)), (left + 1) / 2);
+            CAT(dw_store)(dst + step + i, __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES)), left / 2);
         }
+        return;
+    }
 #endif
     for (ptrdiff_t at = i * S; at < n; i++)
         for (ptrdiff_t k = 0; k < S && at < n; k++, at++) dst[k * step + i] = src[at];
@@ -302,12 +305,15 @@ static void CAT(dw_collect)(REAL *restrict dst, const REAL *restrict src, ptrdif
         return;
     }
 #if defined(__GNUC__)
-    if (S == 2)
-        for (; (i + VL) * 2 <= n; i += VL) {
+    if (S == 2) { /* whole vectors may be read: rows of results are staged with room behind them */
+        for (; 2 * i < n; i += VL) {
+            const ptrdiff_t left = n - 2 * i;
             const VEC a = CAT(load)(src + i), b = CAT(load)(src + step + i);
-            CAT(store)(dst + 2 * i, __builtin_shufflevector(a, b, JOIN(LOW_, LANES)));
-            CAT(store)(dst + 2 * i + VL, __builtin_shufflevector(a, b, JOIN(HIGH_, LANES)));
+            CAT(dw_store)(dst + 2 * i, __builtin_shufflevector(a, b, JOIN(LOW_, LANES)), left);
+            if (left > VL) CAT(dw_store)(dst + 2 * i + VL, __builtin_shufflevector(a, b, JOIN(HIGH_, LANES)), left - VL);
         }
+        return;
+    }
 #endif
     for (ptrdiff_t at = i * S; at < n; i++)
         for (ptrdiff_t k = 0; k < S && at < n; k++, at++) dst[at] = src[k * step + i];

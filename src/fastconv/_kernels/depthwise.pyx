@@ -1,7 +1,8 @@
 """Depthwise convolution: each channel has `multiplier` filters of its own. Forward and both gradients.
 
-NHWC works on the picture as it lies, vectors over channels, row by row. NCHW stages each plane, padded, in a small buffer where
-every tap of the window is the plane shifted by a fixed offset; a stride deals the plane out to stride x stride smaller ones.
+NHWC works on the picture as it lies, vectors over channels, row by row. Small planes of NCHW are
+turned over for that, some channels at a time. Large ones are staged, padded, in a small buffer where every tap of the window is
+the plane shifted by a fixed offset; a stride deals the plane out to stride x stride smaller ones.
 
 The gradient by the picture is the forward loop seen from the other side: dx is written where y was, dy read where x was, and
 with a stride S the places of dx fall into S phases, each with the taps that reach it. `Axis` holds that for one direction.
@@ -13,7 +14,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport VECTOR_BYTES, data, flush_denormals, real, restore_denormals
+from fastconv._kernels.tiles cimport VECTOR_BYTES, data, flush_denormals, real, restore_denormals, transpose_f32, transpose_f64
 
 cnp.import_array()
 
@@ -36,6 +37,7 @@ cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
+    TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
 ctypedef const float *cfloat
@@ -357,7 +359,146 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     return 0
 
 
-# ----------------------------------------------------------------------------------------------------------------- NCHW
+# ----------------------------------------------------------------------------------------------- NCHW, small planes
+#
+# Some channels of a picture are turned over into a buffer, channels last, worked on there and turned back.
+
+cdef Py_ssize_t turned_channels(Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t itemsize) noexcept:
+    """How many channels at a time: whole vectors, the planes read and written in the cache; 0 if that cannot be had."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize, groups
+    cdef Py_ssize_t fit = TURN_BYTES // ((h.n_in * v.n_in + h.n_out * v.n_out) * itemsize)
+    if fit < 2 * lanes or D < lanes:  # with a single vector for each pixel the loops around it would show
+        return 0
+    groups = (D + min(fit, 64) - 1) // min(fit, 64)
+    return min(((D + groups - 1) // groups + lanes - 1) // lanes, fit // lanes) * lanes
+
+
+cdef inline void turn_over(real *dst, Py_ssize_t dst_stride, real *src, Py_ssize_t src_stride, Py_ssize_t rows,
+                           Py_ssize_t cols) noexcept nogil:
+    if real is float:
+        transpose_f32(dst, dst_stride, src, src_stride, rows, cols)
+    else:
+        transpose_f64(dst, dst_stride, src, src_stride, rows, cols)
+
+
+cdef void add_to(real *total, real *part, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        total[i] += part[i]
+
+
+cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+                Py_ssize_t G, int threads) except -1:
+    """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each, G at a time."""
+    cdef bint back = h.back
+    cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
+    cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
+    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real)), own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef real *by_tap = <real *> malloc((taps + 1) * D * m * sizeof(real))  # [filter of its channel][tap][channel], then biases
+    if scratch is NULL or by_tap is NULL:
+        free(scratch)
+        free(by_tap)
+        raise MemoryError
+    cdef real *biases = by_tap + taps * D * m
+    cdef real *read
+    cdef real *made
+    cdef real *spare
+    cdef Py_ssize_t item, n, c, C, row, k
+    cdef unsigned int before = 0
+    cdef Tables *t
+    for item in range(threads):
+        make_tables(scratch + item * own, h, v, G * sizeof(real))
+    with nogil:
+        for k in range(m):
+            turn_over(by_tap + k * taps * D, D, w + k * taps, m * taps, D, taps)
+            if bias is not NULL:
+                turn_over(biases + k * D, D, bias + k, m, D, 1)
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            for item in prange(N * groups, schedule="static"):
+                t = <Tables *> (scratch + threadid() * own)
+                read = <real *> (scratch + threadid() * own + lists)
+                made = read + in_plane * G
+                spare = made + out_plane * G
+                n, c = item // groups, item % groups * G
+                C = min(G, D - c)
+                for k in range(m):
+                    if back or k == 0:
+                        turn_over(read, G, x + ((n * D + c) * m + k if back else n * D + c) * in_plane,
+                                  (m if back else 1) * in_plane, C, in_plane)
+                    for row in range(h.n_out):
+                        nhwc_row(False, h, v, t, read, G, by_tap + k * taps * D + c, D,
+                                 spare if back and k else made + row * width, G, row, C,
+                                 biases + k * D + c if bias is not NULL else NULL, relu)
+                        if back and k:
+                            add_to(made + row * width, spare, width)
+                    if not back or k == m - 1:
+                        turn_over(y + (n * D + c if back else (n * D + c) * m + k) * out_plane, (1 if back else m) * out_plane,
+                                  made, G, out_plane, C)
+            restore_denormals(before)
+    free(scratch)
+    free(by_tap)
+    return 0
+
+
+cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+                       Py_ssize_t G, int threads) except -1:
+    """G channels, and a fixed share of the images, at a time."""
+    cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
+    cdef Py_ssize_t parts = max(1, min(PARTS // groups, N)), K = D * m, in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out
+    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real))
+    cdef Py_ssize_t own = lists + (in_plane + out_plane + taps * m) * G * sizeof(real)
+    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef real *sums = dw if parts == 1 else <real *> malloc(parts * K * taps * sizeof(real))
+    if scratch is NULL or sums is NULL:
+        free(scratch)
+        if parts > 1:
+            free(sums)
+        raise MemoryError
+    cdef real *read
+    cdef real *given
+    cdef real *total
+    cdef Py_ssize_t item, n, c, C, row, k, part, i
+    cdef unsigned int before = 0
+    cdef real one
+    cdef Tables *t
+    for item in range(threads):
+        make_tables(scratch + item * own, h, v, G * sizeof(real))
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = flush_denormals()
+            for item in prange(groups * parts, schedule="static"):
+                t = <Tables *> (scratch + threadid() * own)
+                read = <real *> (scratch + threadid() * own + lists)
+                given = read + in_plane * G
+                total = given + out_plane * G
+                part, c = item // groups, item % groups * G
+                C = min(G, D - c)
+                memset(total, 0, taps * m * G * sizeof(real))
+                for n in range(N * part // parts, N * (part + 1) // parts):
+                    turn_over(read, G, x + (n * D + c) * in_plane, in_plane, C, in_plane)
+                    for k in range(m):
+                        turn_over(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
+                        for row in range(h.n_out):
+                            nhwc_row(True, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
+                                     <real *> NULL, False)
+                for k in range(m):
+                    turn_over(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
+            restore_denormals(before)
+        if parts > 1:
+            for i in range(K * taps):
+                one = 0
+                for part in range(parts):
+                    one = one + sums[part * K * taps + i]
+                dw[i] = one
+    free(scratch)
+    if parts > 1:
+        free(sums)
+    return 0
+
+
+# --------------------------------------------------------------------------------------- NCHW, large planes
 
 cdef struct Stage:
     Axis *h
@@ -388,7 +529,7 @@ cdef Stage make_stage(Axis *h, Axis *v, Py_ssize_t sources, Py_ssize_t results, 
     s.flat = (s.band * s.pitch + lanes - 1) // lanes * lanes
     s.part = (max(s.rows * s.pitch, halo * s.pitch + s.flat + need - width) + lanes) // lanes * lanes
     s.dealt = planes * s.part
-    s.size = s.dealt + results * h.out_step * v.out_step * s.flat
+    s.size = s.dealt + results * h.out_step * v.out_step * s.flat + lanes
     s.group = max(1, STAGE_BYTES // (itemsize * s.size))
     return s
 
@@ -651,6 +792,9 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
 cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
+    cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
+    if channels:
+        return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
     if nchw_order:
         return nchw(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
     return nhwc(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
@@ -694,6 +838,9 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
 
 cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
                     bint nchw_order, int threads) except -1:
+    cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
+    if channels:
+        return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
     if nchw_order:
         return nchw_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
     return nhwc_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)

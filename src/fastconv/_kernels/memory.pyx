@@ -89,11 +89,11 @@ def empty(tuple shape, dtype):
     cdef size_t bytes = kind.itemsize
     cdef Py_ssize_t n, i = 0
     for size in shape:
+        if size and bytes > (1 << 62) // size:
+            raise MemoryError(f"no memory for an array of shape {shape}")
         n = size
         dims[i] = n
         i += 1
-        if n and bytes > (<size_t> 1 << 62) // <size_t> n:
-            raise MemoryError(f"no memory for an array of shape {shape}")
         bytes *= <size_t> n
     if bytes < SMALLEST:
         return cnp.PyArray_EMPTY(<int> i, dims, kind.type_num, 0)
