@@ -524,3 +524,10 @@ def test_without_memory_for_the_workspace_nothing_is_written(isa, monkeypatch, l
                         break
                 monkeypatch.setattr(memory, "empty", allocate)
                 assert bits(out, right)
+
+
+def test_explain_tells_which_arrays_would_be_copied():
+    x = np.ones((2, 14, 7, 3), np.float32)
+    assert fc.explain(x, W).copies == ()
+    assert fc.explain(x[:, ::2], W.transpose(1, 0, 2, 3)).copies == ("x", "w")
+    assert "copies: x" in str(fc.explain(x[:, ::2], W))
