@@ -179,6 +179,16 @@ class Layer:
     gives: ClassVar[str] = "fresh"
     fuses_relu: ClassVar[bool] = False
 
+    input_shape: Shape
+    output_shape: Shape
+    layout: str
+    last: bool  # whether the depth is the last axis
+    dtype: np.dtype
+    rng: np.random.Generator
+    flat_params: Array
+    flat_grads: Array
+    flat_state: Array
+
     def __init__(self) -> None:
         self.params: list[Array] = []
         self.grads: list[Array] = []
@@ -186,6 +196,7 @@ class Layer:
         self.geometry: ConvGeometry | PoolGeometry | None = None
         self.built = False
         self._slots: list[_Slot] = []
+        self._args: dict[str, Any] = {}
         self._kept: Any = None
         self._batch = 0
 
@@ -495,7 +506,9 @@ class Conv2D(Layer):
         self.fit = checks.choice(where, "fit", fit, ("exact", "floor"))
         self.init = _check_init(where, init)
         self.w: Array
+        self.dw: Array
         self.b: Array | None = None
+        self.db: Array
 
     def _lay(self, shape: Shape) -> Shape:
         self._need_volume(shape)
@@ -673,7 +686,9 @@ class Dense(Layer):
         self.activation = _check_activation("Dense", activation)
         self.init = _check_init("Dense", init)
         self.w: Array
+        self.dw: Array
         self.b: Array | None = None
+        self.db: Array
 
     def _lay(self, shape: Shape) -> Shape:
         if len(shape) != 1:
@@ -745,6 +760,8 @@ class BatchNorm(Layer):
         self.eps = checks.number("BatchNorm", "eps", eps, 0)
         self.gamma: Array
         self.beta: Array
+        self.dgamma: Array
+        self.dbeta: Array
         self.mean: Array
         self.var: Array
 
@@ -1276,7 +1293,7 @@ class Sequential(Layer):
         stop = 0 if needs_dx else self._first
         for i in range(len(self._steps) - 1, stop - 1, -1):
             layer, _, how = self._steps[i]
-            dy = layer._backward(dy, reuse, needs_dx or i > stop)
+            dy = layer._backward(dy, reuse, needs_dx or i > stop)  # type: ignore[arg-type]
             reuse = reuse or layer._gives(how) != "same"
         for step in self._steps[:stop]:
             step.layer._kept = None
@@ -1360,7 +1377,7 @@ class Residual(Layer):
         side = self.shortcut._backward(dy, False, needs_dx)
         identity = self.shortcut._gives(PLAIN) == "same"
         dx = self.body._backward(dy, reuse and not identity, needs_dx)
-        if not needs_dx:
+        if dx is None or side is None:
             return None
         return np.add(dx, side, out=None if self.body._gives(PLAIN) == "same" else dx)
 
@@ -1422,7 +1439,8 @@ def _memory(layer: Layer, fused: str, n: int) -> _Memory:
 
 def _memory_of_steps(model: Sequential, x: int, n: int) -> _Memory:
     """Walk forward and back through a sequence and note the largest sum of what is alive."""
-    volumes, at, holder, inner = [x], [0], {}, []
+    volumes, at, inner = [x], [0], []
+    holder: dict[int, int] = {}
     for i, (layer, owned, fused) in enumerate(model._steps):
         inner.append(_memory(layer, fused, n))
         if layer._gives(fused) == "same" or (owned and isinstance(layer, _Activation)):
@@ -1537,7 +1555,9 @@ def _volume(shape: Shape) -> tuple[int | None, int | None, int]:
 
 def _walk(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     """Every layer below a container, each container behind what it holds."""
-    parts = {"": layer} if isinstance(layer, Sequential) else {".body": layer.body, ".shortcut": layer.shortcut}
+    parts = {"": layer} if isinstance(layer, Sequential) else {}
+    if isinstance(layer, Residual):
+        parts = {".body": layer.body, ".shortcut": layer.shortcut}
     for part, sequence in parts.items():
         for i, inner in enumerate(sequence.layers):
             name = f"{prefix}{part}.{i}.{inner.kind}".lstrip(".")

@@ -312,7 +312,7 @@ def save_weights(model: Layer, path: str | Path) -> None:
             temporary.write_bytes(library.save(state, {_CONFIG: config}))
         else:
             with open(temporary, "wb") as file:
-                np.savez(file, **state, **{_CONFIG: np.array(config)})
+                np.savez(file, **state, **{_CONFIG: np.array(config)})  # type: ignore[arg-type]
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
