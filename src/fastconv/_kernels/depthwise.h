@@ -231,6 +231,35 @@ static void CAT(dw_flat)(ptrdiff_t taps, const REAL *const *x, const REAL *const
 }
 #undef DW_CALL
 
+/* A 3x3 window at steps of one, four rows of a plane at a time: a vector of the picture is loaded once for the three rows of
+ * results that it goes into. x is the first cell that any tap meets, w + i * w_step the weight of the i-th from there.
+ * A vector that reaches past the end of a row holds the beginning of the next, as it should be. */
+static void CAT(dw_flat_3x3)(const REAL *x, ptrdiff_t pitch, const REAL *w, ptrdiff_t w_step, ptrdiff_t rows, REAL *y,
+                             const REAL *bias, int relu) {
+    VEC wt[9];
+    UNROLL for (int i = 0; i < 9; i++) wt[i] = CAT(splat)(w[i * w_step]);
+    for (ptrdiff_t r = 0; r + 4 <= rows; r += 4) {
+        for (ptrdiff_t o = 0; o < pitch; o += VL) {
+            const REAL *p = x + r * pitch + o;
+            VEC acc[4];
+            UNROLL for (int m = 0; m < 4; m++) acc[m] = CAT(splat)(bias ? *bias : 0);
+            UNROLL for (int i = 0; i < 6; i++) {
+                UNROLL for (int j = 0; j < 3; j++) {
+                    const VEC v = CAT(load)(p + j);
+                    UNROLL for (int m = 0; m < 4; m++)
+                        if (i >= m && i - m < 3) acc[m] = CAT(fma)(wt[(i - m) * 3 + j], v, acc[m]);
+                }
+                p += pitch;
+            }
+            REAL *to = y + r * pitch + o;
+            UNROLL for (int m = 0; m < 4; m++) {
+                CAT(store)(to, relu ? CAT(relu)(acc[m]) : acc[m]);
+                to += pitch;
+            }
+        }
+    }
+}
+
 /* acc[t][lane] += dy * x[t], lane by lane along n numbers of a row. */
 INLINE void CAT(dw_dot_body)(const int taps, const REAL *const *x, const REAL *dy, ptrdiff_t n, REAL *acc) {
     VEC sum[DW_MOST + 1];

@@ -26,6 +26,10 @@ cdef extern from "depthwise.h" nogil:
                     Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
+    void dw_flat_3x3_f32(const float *x, Py_ssize_t pitch, const float *w, Py_ssize_t w_step, Py_ssize_t rows, float *y,
+                         const float *bias, int relu)
+    void dw_flat_3x3_f64(const double *x, Py_ssize_t pitch, const double *w, Py_ssize_t w_step, Py_ssize_t rows, double *y,
+                         const double *bias, int relu)
     void dw_dot_f32(Py_ssize_t taps, const float **x, const float *dy, Py_ssize_t n, float *acc)
     void dw_dot_f64(Py_ssize_t taps, const double **x, const double *dy, Py_ssize_t n, double *acc)
     void dw_deal_f32(float *dst, Py_ssize_t step, const float *src, Py_ssize_t n, Py_ssize_t S)
@@ -586,6 +590,23 @@ cdef inline void flat(Py_ssize_t taps, void **x, void **w, Py_ssize_t n, real *y
         dw_flat_f64(taps, <const double **> x, <const double **> w, n, y, bias, relu)
 
 
+cdef void flat_rows(Stage *s, Py_ssize_t taps, void **x, void **w, Py_ssize_t rows, real *y, real *bias, bint relu) noexcept nogil:
+    """Rows of a result: four at a time where a path of its own does that, the rest by single taps."""
+    cdef Py_ssize_t k, done = 0, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    cdef bint back = s.h.back
+    cdef real *first = <real *> (x[8 if back else 0] if taps == 9 else NULL)
+    if rows >= 4 and taps == 9 and s.h.F == 3 and s.v.F == 3 and s.h.S == s.v.S == s.h.dilation == s.v.dilation == 1:
+        done = rows // 4 * 4
+        if real is float:
+            dw_flat_3x3_f32(first, s.pitch, <real *> w[8 if back else 0], -1 if back else 1, rows, y, bias, relu)
+        else:
+            dw_flat_3x3_f64(first, s.pitch, <real *> w[8 if back else 0], -1 if back else 1, rows, y, bias, relu)
+        for k in range(taps):
+            x[k] = <real *> x[k] + done * s.pitch
+    if done < rows:
+        flat(taps, x, w, ((rows - done) * s.pitch + lanes - 1) // lanes, y + done * s.pitch, bias, relu)
+
+
 cdef inline void collect(real *dst, real *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S) noexcept nogil:
     if real is float:
         dw_collect_f32(dst, src, step, n, S)
@@ -596,7 +617,7 @@ cdef inline void collect(real *dst, real *src, Py_ssize_t step, Py_ssize_t n, Py
 cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *weight, void **lists, real *staged, real *w,
                    real *bias, bint relu, Py_ssize_t q) noexcept nogil:
     """All results of one channel in a band that begins with row q, phase by phase, into the scratch behind the staged planes."""
-    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), phases = s.h.out_step * s.v.out_step
+    cdef Py_ssize_t phases = s.h.out_step * s.v.out_step
     cdef Py_ssize_t result, phase, k, taps, rows, window = s.h.F * s.v.F
     cdef real *y = staged + s.dealt
     for result in range(s.results):
@@ -607,7 +628,7 @@ cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *
                 lists[k] = staged + offset[begin[phase] + k]
                 lists[taps + k] = w + result * window + weight[begin[phase] + k]
             if rows > 0:
-                flat(taps, lists, lists + taps, (rows * s.pitch + lanes - 1) // lanes, y, bias + result if bias is not NULL else NULL, relu)
+                flat_rows(s, taps, lists, lists + taps, rows, y, bias + result if bias is not NULL else NULL, relu)
             y += s.flat
 
 
