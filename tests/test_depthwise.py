@@ -1,8 +1,9 @@
 """The depthwise kernels against the oracle, element by element, on every level of instructions.
 
-The kernels are called as ops.py calls them. Inputs lie between NaNs, results in the middle of a buffer of NaNs that has to
-stay as it was. A result of n products differs from the exact one by at most n*eps times the sum of the products' magnitudes
-(Higham, Accuracy and Stability, section 3.1), for n products, a bias and the sums of parts: twice that is allowed.
+The kernels are called as ops.py calls them. Inputs lie between NaNs, results in the middle of a buffer of NaNs that has
+to stay as it was. A result of n products differs from the exact one by at most n*eps times the sum of the products'
+magnitudes (Higham, Accuracy and Stability, section 3.1), for n products, a bias and the sums of parts: twice that is
+allowed.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from oracle import bits, canary, guarded, intact
 
 LAYOUTS = ("NHWC", "NCHW")
 DTYPES = ("float32", "float64")
-# N, H1, W1, D1, F, S, P, dilation, multiplier: depths around the vectors' widths, windows with a path of their own and others
+# N, H1, W1, D1, F, S, P, dilation, multiplier: depths around the vectors' widths, every path for windows
 SHAPES = [
     (1, 1, 1, 1, 1, 1, 0, 1, 1),
     (2, 7, 7, 17, 3, 1, 1, 1, 1),

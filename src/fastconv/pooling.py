@@ -33,7 +33,7 @@ def _volume(where: str, name: str, a: Any) -> Array:
 def _shape_of(where: str, x_shape: Any) -> Shape:
     """A shape given by the caller, as four counts; the batch may be empty."""
     if not isinstance(x_shape, (tuple, list)):
-        raise checks.type_error(where, "x_shape must be a tuple", "four ints", f"{x_shape!r} ({type(x_shape).__name__})")
+        raise checks.type_error(where, "x_shape must be a tuple", "four ints", type(x_shape).__name__)
     if len(x_shape) != 4:
         raise checks.value_error(where, f"x_shape has {len(x_shape)} entries", "four", x_shape)
     return tuple(checks.count(where, "x_shape", n, minimum=0) for n in x_shape)
@@ -51,7 +51,7 @@ def max_pool2d(
     Parameters
     ----------
     x : ndarray, (N, H1, W1, D1)
-        float32 or float64; with ``layout="NCHW"`` (N, D1, H1, W1). Strides are free; what is not C-contiguous is copied.
+        float32 or float64; with ``layout="NCHW"`` (N, D1, H1, W1). What is not C-contiguous is copied.
     F : int or (height, width)
         Size of the window.
     S : int, (height, width) or None
@@ -65,8 +65,8 @@ def max_pool2d(
     Returns
     -------
     y : ndarray, (N, H2, W2, D1)
-        Of x's dtype and layout. The first of equals wins, the last NaN over everything; a window that lies wholly in the
-        padding gives -inf.
+        Of x's dtype and layout. The first of equals wins, the last NaN over everything; a window that lies wholly
+        in the padding gives -inf.
     index : ndarray of int64, y's shape
         ``h*W1 + w`` of the winner in its own picture, -1 in a window without a real cell. `max_pool2d_grad` takes it.
 
