@@ -135,6 +135,7 @@ def project(model: Sequential, x: Array, layer: int, feature: int, place: tuple[
 def _back(layer: Layer, signal: Array, shape: tuple[int, ...], switch: Array | None) -> Array:
     """The signal before a layer whose input had this shape."""
     if isinstance(layer, MaxPool2D):
+        assert switch is not None
         return pooling.max_pool2d_grad(signal, switch, shape, layout=layer.layout)
     if isinstance(layer, AvgPool2D):
         return pooling.avg_pool2d_grad(signal, shape, layer.F, **layer._args)

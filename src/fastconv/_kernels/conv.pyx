@@ -18,10 +18,11 @@ on neither threads nor batch.
 cimport cython
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, copy_rows, data, flush_denormals, lanes, least, most, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, copy_rows, data, flush_denormals, lanes, least, most, real,
+    restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -29,7 +30,7 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
-    STREAM = 1 << 25      # bytes of a result that no cache keeps: it is written past them
+    STREAM = 1 << 24      # bytes of a result that no cache keeps: it is written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
 
@@ -100,8 +101,10 @@ cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
 
 
 cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
-    cdef Py_ssize_t scratch = plan_panels(&self.s, threads, like).scratch if self.nchw else plan_chunks(&self.s, threads, like).scratch
-    return packed_bytes(self, threads, like) + threads * scratch
+    cdef Py_ssize_t packed = packed_bytes(self, threads, like)
+    if self.nchw:
+        return packed + threads * plan_panels(&self.s, threads, like).scratch
+    return packed + threads * plan_chunks(&self.s, threads, like).scratch
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -322,7 +325,8 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
 # ---------------------------------------------------------------- depth-first: rows of the tile are filters
 cdef struct Panels:
     # How a depth-first gather is cut into tasks: sets of panels of pixels of one picture, and cuts of the filters.
-    Py_ssize_t panels, together, sets # of NR pixels; packed at a time; sets of so many
+    Py_ssize_t panels                 # of NR pixels
+    Py_ssize_t together, sets         # panels packed at a time; sets of so many
     Py_ssize_t channels               # packed at a time: the sums of the ones before wait in dst
     Py_ssize_t cuts, scratch
 
@@ -339,7 +343,8 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     z.sets = ceil_div(z.panels, z.together)
     batch = s.N * s.groups * z.sets
     z.cuts = 1 if batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, most(1, batch)))
-    z.scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
+    z.scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned(
+        (z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
     return z
 
 

@@ -8,7 +8,6 @@ The gradient by the picture is the forward loop seen from the other side: dx is 
 with a stride S the places of dx fall into S phases, each with the taps that reach it. `Axis` holds that for one direction.
 """
 
-cimport cython
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdlib cimport free, malloc
@@ -576,7 +575,8 @@ cdef Py_ssize_t tap_offsets(Stage *s, Py_ssize_t row_phase, Py_ssize_t phase, Py
             for j in range(s.v.F):
                 if meets(s.v, phase, j, &right):
                     b = floor_div(right, s.v.in_step)
-                    offset[taps] = (((source * s.h.in_step + down - a * s.h.in_step) * s.v.in_step + right - b * s.v.in_step) * s.part
+                    offset[taps] = (((source * s.h.in_step + down - a * s.h.in_step) * s.v.in_step
+                                     + right - b * s.v.in_step) * s.part
                                     + (a - s.h.first) * s.pitch + b - s.v.first)
                     weight[taps] = (source * s.h.F + i) * s.v.F + j
                     taps += 1

@@ -4,7 +4,6 @@ A row of results is worked on at a time. Where no window meets the padding, all 
 pointers serves them, moved along. Near the edges each place has a list of its own, of the cells that are real.
 """
 
-cimport cython
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int32_t, int64_t
@@ -46,11 +45,11 @@ cdef Py_ssize_t lists_bytes(Pool *p) noexcept nogil:
 
 
 cdef Lists make_lists(char *at, Py_ssize_t taps) noexcept nogil:
-    cdef Lists l
-    l.x, l.x_inside = <void **> at, <void **> at + taps
-    l.place = <int64_t *> at + 2 * taps
-    l.place_inside, l.column = l.place + taps, <Py_ssize_t *> l.place + 2 * taps
-    return l
+    cdef Lists lists
+    lists.x, lists.x_inside = <void **> at, <void **> at + taps
+    lists.place = <int64_t *> at + 2 * taps
+    lists.place_inside, lists.column = lists.place + taps, <Py_ssize_t *> lists.place + 2 * taps
+    return lists
 
 
 cdef inline void put(int64_t *place, Py_ssize_t t, int64_t value, real *like) noexcept nogil:
@@ -117,16 +116,16 @@ cdef int pool(Pool *p, real *x, real *y, int64_t *index, int threads) except -1:
     cdef Py_ssize_t own = lists_bytes(p), item, n, row
     cdef char *scratch = <char *> malloc(threads * own)
     cdef unsigned int before = 0
-    cdef Lists l
+    cdef Lists lists
     if scratch is NULL:
         raise MemoryError
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
             for item in prange(p.N * p.H2, schedule="static"):
-                l = make_lists(scratch + threadid() * own, p.F_h * p.F_w)
+                lists = make_lists(scratch + threadid() * own, p.F_h * p.F_w)
                 n, row = item // p.H2, item % p.H2
-                pool_row(p, &l, x + n * p.H1 * p.W1 * p.D, row, y + item * p.W2 * p.D,
+                pool_row(p, &lists, x + n * p.H1 * p.W1 * p.D, row, y + item * p.W2 * p.D,
                          index + item * p.W2 * p.D if index is not NULL else NULL)
             restore_denormals(before)
     free(scratch)
@@ -141,9 +140,9 @@ cdef Py_ssize_t scatter(real *dx, real *dy, int64_t *index, Py_ssize_t cells, Py
 
     dx is zeroed row by row, just ahead of the places of the next row of dy: by then it is in the cache for them.
     """
-    cdef Py_ssize_t r, i, c, zeroed = 0, reach, wrong = 0
+    cdef Py_ssize_t _r, i, c, zeroed = 0, reach, wrong = 0
     cdef int64_t at
-    for r in range(rows):
+    for _r in range(rows):
         reach = 0
         for i in range(row):
             for c in range(channels):
@@ -186,7 +185,8 @@ cdef Py_ssize_t run_max_grad(real *like, cnp.ndarray dy, cnp.ndarray index, cnp.
             before = flush_denormals()
             for item in prange(N * pieces, schedule="static"):
                 n, c = item // pieces, item % pieces * width
-                wrong += scatter(to + n * cells * D + c, share + n * rows * row * D + c, won + n * rows * row * D + c, cells, rows, row,
+                wrong += scatter(to + n * cells * D + c, share + n * rows * row * D + c,
+                                 won + n * rows * row * D + c, cells, rows, row,
                                  D, min(width, D - c))
             restore_denormals(before)
     return wrong
@@ -248,7 +248,8 @@ cdef int mean_grad(Pool *p, real *dy, real *dx, int threads) except -1:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = flush_denormals()
             for item in prange(p.N * p.H1, schedule="static"):
-                mean_grad_row(p, scratch + threadid() * own, dy + item // p.H1 * p.H2 * p.W2 * p.D, item % p.H1, dx + item * p.W1 * p.D)
+                mean_grad_row(p, scratch + threadid() * own, dy + item // p.H1 * p.H2 * p.W2 * p.D, item % p.H1,
+                              dx + item * p.W1 * p.D)
             restore_denormals(before)
     free(scratch)
     return 0

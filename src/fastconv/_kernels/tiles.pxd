@@ -148,7 +148,7 @@ cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py
 
     sums[part * size + (tap * C + channel) * ld + filter] becomes out[tap][channel][g, filter], or out[g, filter][channel][tap].
     """
-    cdef Py_ssize_t VL = lanes(sums), n = least(VL, C - c), t, i, k, p, j, first, last
+    cdef Py_ssize_t VL = lanes(sums), n = least(VL, C - c), t, i, k, p, first, last
     cdef real turned[16 * 32 * 16]  # [filter][tap][channel] of VL filters and up to 32 taps
     cdef real *row
     cdef real *to

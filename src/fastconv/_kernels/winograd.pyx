@@ -18,7 +18,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, prefetch, real, restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, prefetch, real,
+    restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result,
+    write_weights,
 )
 
 from fastconv._kernels import memory
@@ -27,7 +29,7 @@ cnp.import_array()
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
-    STREAM = 1 << 25  # bytes of a result that no cache keeps: it is written past them
+    STREAM = 1 << 24  # bytes of a result that no cache keeps: it is written past them
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
@@ -262,7 +264,8 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.u_step = odd_lines(z.panels * z.u_panel, like)
     z.channels = 0
     if s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE:
-        z.channels = least(s.src.depth, most(FILTER_ROWS, 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS))
+        z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
+        z.channels = least(s.src.depth, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
         z.u_step = odd_lines(z.channels * NR, like)
     # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
@@ -308,7 +311,8 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef real *weights = data(w, like)
     cdef bint parallel = threads > 1 and <double> total * s.groups * s.src.depth * s.dst.depth * values > SMALL_WORK
     with nogil:
-        for i in prange(s.groups * z.panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static", use_threads_if=parallel):
+        for i in prange(s.groups * z.panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static",
+                        use_threads_if=parallel):
             g, block, cut = i // groups_of_rows // z.panels, i // groups_of_rows % z.panels, i % groups_of_rows * FILTER_ROWS
             transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
                               least(s.src.depth, cut + FILTER_ROWS))
@@ -324,12 +328,14 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space + threadid() * z.scratch)
 
 
-cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i, Py_ssize_t blocks,
-                     Py_ssize_t cuts, char *scratch) noexcept nogil:
+cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i,
+                     Py_ssize_t blocks, Py_ssize_t cuts, char *scratch) noexcept nogil:
     """Task i: a cut of the panels, then a block of the tiles, then a group."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, g = i % s.groups, block = i // s.groups % blocks
     cdef Py_ssize_t cut = i // s.groups // blocks
-    multiply_block(s, z, src, w, U + (0 if z.channels else g * s.n * s.n * z.u_step), biases + g * z.panels * 2 * lanes(src) if biases != NULL else NULL,
+    if not z.channels:
+        U += g * s.n * s.n * z.u_step
+    multiply_block(s, z, src, w, U, biases + g * z.panels * 2 * lanes(src) if biases != NULL else NULL,
                    dst, relu, g, total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
                    z.panels * (cut + 1) // cuts, scratch)
 
