@@ -19,7 +19,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from . import checks, ops, pooling
+from . import _kernels, checks, ops, pooling, runtime
+from ._kernels import memory
 from .geometry import ConvGeometry, PoolGeometry, transposed
 
 Array = np.ndarray
@@ -36,87 +37,71 @@ MASK = "mask"  # a pooling layer: mask dy by your own output, which a ReLU has m
 # --- passes over whole volumes: one function for each --------------------------------------------------------------
 
 
+def _dense(a: Array) -> Array:
+    return a if a.flags.c_contiguous else np.ascontiguousarray(a)
+
+
 def _relu(x: Array, out: Array) -> Array:
     return np.maximum(x, 0, out=out)
 
 
 def _mask(dy: Array, y: Array, reuse: bool) -> Array:
     """Gradient of a ReLU whose output was y: dy where y > 0, else 0."""
-    if not reuse:
-        dy = dy.copy()
-    np.copyto(dy, 0, where=y <= 0)
-    return dy
+    dy = _dense(dy)
+    out = dy if reuse else memory.empty(dy.shape, dy.dtype)
+    _kernels.kernel("maps").mask(dy, _dense(y), out, runtime.get_num_threads())
+    return out
 
 
-def _blocks(a: Array, last: bool) -> Iterator[Array]:
-    """Walk a volume in pieces that stay in a core's cache: (pixels, D) if the depth is last, else (D, pixels)."""
-    if last:
-        rows = a.reshape(-1, a.shape[-1])
-        step = max(1, 32768 // a.shape[-1])
-        yield from (rows[i : i + step] for i in range(0, len(rows), step))
-    else:
-        yield from a.reshape(*a.shape[:2], -1)
+def _into_bias(dy: Array, y: Array | None, db: Array | None, last: bool, reuse: bool) -> Array:
+    """Back through a ReLU, if its output y is given, and through a bias: the sum over all pixels goes to db."""
+    if db is None:
+        return dy if y is None else _mask(dy, y, reuse)
+    dy, out, total = _dense(dy), None, np.zeros((2, len(db)))
+    if y is not None:
+        y, out = _dense(y), dy if reuse else memory.empty(dy.shape, dy.dtype)
+    _kernels.kernel("maps").sums(dy, y, out, total, not last, runtime.get_num_threads())
+    db[...] = total[0]
+    return dy if out is None else out
 
 
-def _sum_pixels(a: Array, last: bool, out: Array) -> Array:
-    """Sum over everything but the depth; each block in a's own precision, the blocks in float64."""
-    total = np.zeros(out.shape)
-    for block in _blocks(a, last):
-        total += block.sum(0) if last else block.sum(1)
-    out[...] = total
+def _add(a: Array, b: Array, reuse: bool, relu: bool = False) -> Array:
+    """a + b, over a if it is free, then a ReLU if asked."""
+    a = _dense(a)
+    out = a if reuse else memory.empty(a.shape, a.dtype)
+    _kernels.kernel("maps").add(a, _dense(b), out, relu, runtime.get_num_threads())
     return out
 
 
 def _moments(x: Array, last: bool) -> tuple[Array, Array]:
-    """Mean and (biased) variance of each activation map in float64, by two passes."""
+    """Mean and (biased) variance of each activation map in float64, by one pass over deviations from a value nearby."""
     depth = x.shape[-1] if last else x.shape[1]
-    n = x.size // depth
-    # A first mean, good to a few digits; the deviations from it give the rest.
-    near = (_sum_pixels(x, last, np.empty(depth)) / n).astype(x.dtype)
-    shift = near if last else near[:, None]
-    rest, square = np.zeros(depth), np.zeros(depth)
-    for block in _blocks(x, last):
-        d = block - shift
-        rest += d.sum(0) if last else d.sum(1)
-        np.multiply(d, d, out=d)
-        square += d.sum(0) if last else d.sum(1)
-    rest /= n
-    return near + rest, np.maximum(square / n - rest * rest, 0)
+    maps = x.reshape(1, -1, depth) if last else x.reshape(len(x), depth, -1).swapaxes(1, 2)
+    step = max(1, maps.shape[1] // 64)
+    near, total = maps[:, ::step].mean((0, 1)), np.zeros((2, depth))
+    _kernels.kernel("maps").moments(x, near, total, not last, runtime.get_num_threads())
+    total /= x.size // depth
+    return near + total[0], np.maximum(total[1] - total[0] ** 2, 0)
 
 
-def _scale_shift(x: Array, scale: Array, shift: Array, last: bool, relu: bool) -> Array:
-    """x*scale + shift for each activation map, then a ReLU if asked."""
-    y = np.empty(x.shape, x.dtype)
-    scale, shift = (v.astype(x.dtype) if last else v.astype(x.dtype)[:, None] for v in (scale, shift))
-    for a, b in zip(_blocks(x, last), _blocks(y, last), strict=True):
-        np.multiply(a, scale, out=b)
-        np.add(b, shift, out=b)
-        if relu:
-            np.maximum(b, 0, out=b)
+def _norm(x: Array, constants: Array, relu: bool, last: bool) -> Array:
+    """(x - mean) scale + shift, constants being these three for each map, then a ReLU if asked."""
+    y = memory.empty(x.shape, x.dtype)
+    _kernels.kernel("maps").norm(x, y, constants, relu, not last, runtime.get_num_threads())
     return y
 
 
-def _norm_sums(dy: Array, x: Array, mean: Array, last: bool) -> tuple[Array, Array]:
-    """sum(dy) and sum(dy * (x - mean)) of each activation map, in float64."""
-    first, second = np.zeros(mean.shape), np.zeros(mean.shape)
-    shift = mean.astype(x.dtype) if last else mean.astype(x.dtype)[:, None]
-    for a, b in zip(_blocks(dy, last), _blocks(x, last), strict=True):
-        d = b - shift
-        np.multiply(d, a, out=d)
-        first += a.sum(0) if last else a.sum(1)
-        second += d.sum(0) if last else d.sum(1)
-    return first, second
+def _norm_sums(dy: Array, x: Array, constants: Array, relu: bool, last: bool) -> Array:
+    """(2, D): for each map the sums of g and of g (x - mean); g is dy, masked if `_norm` applied a ReLU."""
+    total = np.zeros((2, constants.shape[1]))
+    _kernels.kernel("maps").norm_sums(dy, x, constants, relu, total, not last, runtime.get_num_threads())
+    return total
 
 
-def _norm_grad(dy: Array, x: Array, p: Array, q: Array, r: Array, last: bool, reuse: bool) -> Array:
-    """dy*p + x*q + r for each activation map."""
-    dx = dy if reuse else np.empty(dy.shape, dy.dtype)
-    p, q, r = (v.astype(x.dtype) if last else v.astype(x.dtype)[:, None] for v in (p, q, r))
-    for a, b, c in zip(_blocks(dy, last), _blocks(x, last), _blocks(dx, last), strict=True):
-        t = b * q
-        np.add(t, r, out=t)
-        np.multiply(a, p, out=c)
-        np.add(c, t, out=c)
+def _norm_grad(dy: Array, x: Array, constants: Array, relu: bool, last: bool, reuse: bool) -> Array:
+    """(g - a - (x - mean) b) scale, constants being mean, scale, shift, a, b for each map."""
+    dx = dy if reuse else memory.empty(dy.shape, dy.dtype)
+    _kernels.kernel("maps").norm_grad(dy, x, dx, constants, relu, not last, runtime.get_num_threads())
     return dx
 
 
@@ -535,10 +520,7 @@ class Conv2D(Layer):
 
     def _backward(self, dy: Array, reuse: bool, needs_dx: bool) -> Array | None:
         x, y = self._take()
-        if y is not None:
-            dy = _mask(dy, y, reuse)
-        if self.b is not None:
-            _sum_pixels(dy, self.last, self.db)
+        dy = _into_bias(dy, y, self.db if self.bias else None, self.last, reuse)
         ops.conv2d_grad_w(dy, x, self.w.shape, out=self.dw, **self._args)
         shape = x.shape
         del x, y
@@ -648,10 +630,7 @@ class ConvTranspose2D(Conv2D):
 
     def _backward(self, dy: Array, reuse: bool, needs_dx: bool) -> Array | None:
         x, y = self._take()
-        if y is not None:
-            dy = _mask(dy, y, reuse)
-        if self.b is not None:
-            _sum_pixels(dy, self.last, self.db)
+        dy = _into_bias(dy, y, self.db if self.bias else None, self.last, reuse)
         ops.conv2d_grad_w(x, dy, self.w.shape, out=self.dw, **self._args)
         return ops.conv2d(dy, self.w, **self._args) if needs_dx else None
 
@@ -709,10 +688,7 @@ class Dense(Layer):
 
     def _backward(self, dy: Array, reuse: bool, needs_dx: bool) -> Array | None:
         x, y = self._take()
-        if y is not None:
-            dy = _mask(dy, y, reuse)
-        if self.b is not None:
-            np.add.reduce(dy, 0, out=self.db)
+        dy = _into_bias(dy, y, self.db if self.bias else None, self.last, reuse)
         pixels, dy, w = x.reshape(len(x), 1, 1, -1), dy.reshape(len(x), 1, 1, -1), self.w[None, None]
         ops.conv2d_grad_w(dy, pixels, w.shape, out=self.dw[None, None])
         return ops.conv2d_grad_x(dy, w, pixels.shape).reshape(x.shape) if needs_dx else None
@@ -771,13 +747,15 @@ class BatchNorm(Layer):
         return shape
 
     def _forward(self, x: Array, training: bool, reuse: bool, fused: str) -> Array:
-        x = np.ascontiguousarray(x)
-        mean, var = self._follow(x) if training else (self.mean.astype(np.float64), self.var.astype(np.float64))
+        x = _dense(x)
+        mean, var = self._follow(x) if training else (self.mean, self.var.astype(np.float64))
         std = np.sqrt(var + self.eps)
-        scale = self.gamma / std
-        y = _scale_shift(x, scale, self.beta - mean * scale, self.last, bool(fused))
+        constants = np.empty((5, len(std)), x.dtype)
+        constants[0], constants[1], constants[2] = mean, self.gamma / std, self.beta
+        y = _norm(x, constants, bool(fused), self.last)
         if training:
-            self._kept = x, y if fused == RELU else None, mean, std
+            # The ReLU's mask follows from x.
+            self._kept = x, constants, std, fused == RELU
         return y
 
     def _follow(self, x: Array) -> tuple[Array, Array]:
@@ -793,22 +771,23 @@ class BatchNorm(Layer):
         return mean, var
 
     def _backward(self, dy: Array, reuse: bool, needs_dx: bool) -> Array | None:
-        x, y, mean, std = self._take()
-        dy = np.ascontiguousarray(dy)
-        if y is not None:
-            dy, reuse = _mask(dy, y, reuse), True
-        total, moment = _norm_sums(dy, x, mean, self.last)
+        x, constants, std, relu = self._take()
+        dy = _dense(dy)
+        total, moment = _norm_sums(dy, x, constants, relu, self.last)
         self.dbeta[...] = total
         self.dgamma[...] = moment / std
         if not needs_dx:
             return None
-        # dx = gamma/std (dy - sum(dy)/n - (x - mean)/std^2 sum(dy (x - mean))/n)
-        n, p = x.size // mean.size, self.gamma / std
-        q = -p * moment / (std * std * n)
-        return _norm_grad(dy, x, p, q, -p * total / n - q * mean, self.last, reuse)
+        # dx = gamma/std (g - sum(g)/n - (x - mean)/std^2 sum(g (x - mean))/n)
+        n = x.size // len(std)
+        constants[3], constants[4] = total / n, moment / (std * std * n)
+        return _norm_grad(dy, x, constants, relu, self.last, reuse)
+
+    def _gives(self, fused: str) -> str:
+        return "fresh"
 
     def _keeps(self, fused: str) -> tuple[bool, bool, int]:
-        return True, fused == RELU, 0
+        return True, False, 0
 
     def _settings(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "eps": self.eps}
@@ -1362,9 +1341,7 @@ class Residual(Layer):
     def _forward(self, x: Array, training: bool, reuse: bool, fused: str) -> Array:
         y = self.body._forward(x, training, False, PLAIN)
         side = self.shortcut._forward(x, training, False, PLAIN)
-        y = np.add(y, side, out=y if self.body._gives(PLAIN) == "fresh" else None)
-        if fused:
-            _relu(y, y)
+        y = _add(y, side, self.body._gives(PLAIN) == "fresh", bool(fused))
         if training:
             self._kept = y if fused == RELU else None
         return y
@@ -1379,7 +1356,7 @@ class Residual(Layer):
         dx = self.body._backward(dy, reuse and not identity, needs_dx)
         if dx is None or side is None:
             return None
-        return np.add(dx, side, out=None if self.body._gives(PLAIN) == "same" else dx)
+        return _add(dx, side, self.body._gives(PLAIN) != "same")
 
     def _keeps(self, fused: str) -> tuple[bool, bool, int]:
         return True, fused == RELU, 0

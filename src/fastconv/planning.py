@@ -265,6 +265,8 @@ def _winograd_refuses(p: Problem) -> str | None:
 
 
 def _winograd_wanted(p: Problem) -> str | None:
+    if p.groups == p.D1 > 1:
+        return None  # depthwise has kernels of its own
     p = _nominal(p)
     m, r = winograd_tile(p)
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))

@@ -1,0 +1,293 @@
+"""Passes over activation maps: ReLU masks and sums, batch normalisation and its gradient, sums of volumes.
+
+Volumes are C-contiguous; maps lie apart from one another as planes of pixels (NCHW), or they lie in rows of
+`depth`. Each sum runs in parts that depend on the shape alone, added in their order: the same bits for
+any number of threads.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.stdlib cimport calloc, free
+
+from fastconv._kernels.tiles cimport ceil_div, flush_denormals, least, most, real, restore_denormals
+
+cnp.import_array()
+
+cdef extern from "maps.h" nogil:
+    void mask_f32(float *dy, float *y, float *out, Py_ssize_t n)
+    void mask_f64(double *dy, double *y, double *out, Py_ssize_t n)
+    void add_arrays_f32(float *a, float *b, float *out, Py_ssize_t n, int relu)
+    void add_arrays_f64(double *a, double *b, double *out, Py_ssize_t n, int relu)
+    void sum_rows_f32(float *dy, float *y, float *out, Py_ssize_t rows, Py_ssize_t width, float *part, double *sum)
+    void sum_rows_f64(double *dy, double *y, double *out, Py_ssize_t rows, Py_ssize_t width, double *part, double *sum)
+    void moment_rows_f32(float *x, float *near, Py_ssize_t rows, Py_ssize_t width, float *part, double *sum)
+    void moment_rows_f64(double *x, double *near, Py_ssize_t rows, Py_ssize_t width, double *part, double *sum)
+    void norm_rows_f32(float *x, float *y, float *mean, float *scale, float *shift, int relu, Py_ssize_t rows,
+                       Py_ssize_t width)
+    void norm_rows_f64(double *x, double *y, double *mean, double *scale, double *shift, int relu, Py_ssize_t rows,
+                       Py_ssize_t width)
+    void norm_sum_rows_f32(float *dy, float *x, float *mean, float *scale, float *shift, int relu, Py_ssize_t rows,
+                           Py_ssize_t width, float *part, double *sum)
+    void norm_sum_rows_f64(double *dy, double *x, double *mean, double *scale, double *shift, int relu, Py_ssize_t rows,
+                           Py_ssize_t width, double *part, double *sum)
+    void norm_grad_rows_f32(float *dy, float *x, float *dx, float *mean, float *scale, float *shift, float *a,
+                            float *b, int relu, Py_ssize_t rows, Py_ssize_t width)
+    void norm_grad_rows_f64(double *dy, double *x, double *dx, double *mean, double *scale, double *shift, double *a,
+                            double *b, int relu, Py_ssize_t rows, Py_ssize_t width)
+
+cdef enum:
+    ALONE = 1 << 15  # numbers that one thread has passed before a second has started
+    CHUNK = 1 << 13  # numbers of a task
+    LINE = 64        # pixels of a plane that are taken as a row
+    PARTS = 32       # of a sum over rows, at most
+
+cdef enum Pass:
+    SUM, MOMENT, NORM, NORM_SUM, NORM_GRAD
+
+cdef struct Maps:
+    # what a pass works on: volumes and, for each map, constants
+    Pass kind
+    int relu
+    void *dy
+    void *x    # for SUM: y, or NULL
+    void *out  # or NULL
+    void *constant[5]  # mean, scale, shift, a, b; for MOMENT only the first
+
+
+cdef inline void run(Maps *m, real *like, Py_ssize_t place, void **constant, Py_ssize_t rows, Py_ssize_t width,
+                     real *part, double *sum) noexcept nogil:
+    """One pass over `rows` rows of `width` numbers, from number `place` of the volumes on."""
+    cdef real *dy = <real *> m.dy + place
+    cdef real *x = <real *> m.x + place
+    cdef real *out = <real *> m.out + place
+    cdef real **c = <real **> constant
+    if m.x == NULL:
+        x = NULL
+    if real is float:
+        if m.kind == SUM:
+            sum_rows_f32(dy, x, out, rows, width, part, sum)
+        elif m.kind == MOMENT:
+            moment_rows_f32(x, c[0], rows, width, part, sum)
+        elif m.kind == NORM:
+            norm_rows_f32(x, out, c[0], c[1], c[2], m.relu, rows, width)
+        elif m.kind == NORM_SUM:
+            norm_sum_rows_f32(dy, x, c[0], c[1], c[2], m.relu, rows, width, part, sum)
+        else:
+            norm_grad_rows_f32(dy, x, out, c[0], c[1], c[2], c[3], c[4], m.relu, rows, width)
+    else:
+        if m.kind == SUM:
+            sum_rows_f64(dy, x, out, rows, width, part, sum)
+        elif m.kind == MOMENT:
+            moment_rows_f64(x, c[0], rows, width, part, sum)
+        elif m.kind == NORM:
+            norm_rows_f64(x, out, c[0], c[1], c[2], m.relu, rows, width)
+        elif m.kind == NORM_SUM:
+            norm_sum_rows_f64(dy, x, c[0], c[1], c[2], m.relu, rows, width, part, sum)
+        else:
+            norm_grad_rows_f64(dy, x, out, c[0], c[1], c[2], c[3], c[4], m.relu, rows, width)
+
+
+cdef void channels_last(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, real *part,
+                        double *sum) noexcept nogil:
+    cdef unsigned int before = flush_denormals()
+    run(m, like, lo * depth, m.constant, hi - lo, depth, part, sum)
+    restore_denormals(before)
+
+
+cdef void planes_of(Maps *m, real *like, Py_ssize_t first, Py_ssize_t step, Py_ssize_t n, Py_ssize_t c,
+                    Py_ssize_t pixels, double *total) noexcept nogil:
+    """The planes first, first + step, ... (n of them), all of map c; their two sums are added to `total`, if given."""
+    cdef unsigned int before = flush_denormals()
+    cdef real constants[5 * LINE]
+    cdef real part[2 * LINE]
+    cdef double sums[2 * LINE]
+    cdef void *constant[5]
+    cdef Py_ssize_t i, j, rows = pixels // LINE, rest = pixels % LINE
+    for i in range(5):
+        constant[i] = &constants[i * LINE]
+        if m.constant[i] != NULL:
+            for j in range(LINE):
+                constants[i * LINE + j] = (<real *> m.constant[i])[c]
+    for j in range(2 * LINE):
+        part[j], sums[j] = 0, 0
+    for i in range(n):
+        run(m, like, (first + i * step) * pixels, constant, rows, LINE, part, sums)
+    if total != NULL:
+        fold(sums, LINE, total)
+    for i in range(n if rest else 0):
+        run(m, like, (first + i * step) * pixels + rows * LINE, constant, 1, rest, part, sums)
+    if total != NULL:
+        fold(sums, rest, total)
+    restore_denormals(before)
+
+
+cdef void fold(double *sums, Py_ssize_t width, double *total) noexcept nogil:
+    """Add the columns of the two sums in their order, and clear them."""
+    cdef Py_ssize_t i
+    for i in range(width):
+        total[0] += sums[i]
+        total[1] += sums[width + i]
+        sums[i], sums[width + i] = 0, 0
+
+
+cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t pixels, double *total,
+            int threads) except -1:
+    """A pass over a volume of `size` numbers, in NCHW if `pixels`; with `total`, (2, depth) sums are added to it."""
+    cdef Py_ssize_t rows, parts, planes, i, c
+    cdef double *sums = NULL
+    cdef real *scratch = NULL
+    cdef bint parallel = threads > 1 and size > ALONE
+    if not size:
+        return 0
+    if pixels:
+        planes = size // pixels
+        with nogil:
+            if total != NULL:
+                for i in prange(depth, num_threads=threads, schedule="static", use_threads_if=parallel):
+                    sum_of_map(m, like, i, depth, planes // depth, pixels, total)
+            else:
+                for i in prange(planes, num_threads=threads, schedule="static", use_threads_if=parallel):
+                    planes_of(m, like, i, 1, 1, i % depth, pixels, NULL)
+        return 0
+    rows = size // depth
+    parts = most(1, least(PARTS, size // CHUNK)) if total != NULL else ceil_div(size, CHUNK)
+    parts = least(parts, rows)
+    if total != NULL:
+        sums = <double *> calloc(parts * 2 * depth, sizeof(double))
+        scratch = <real *> calloc(parts * 2 * depth, sizeof(real))
+        if sums == NULL or scratch == NULL:
+            free(sums)
+            free(scratch)
+            raise MemoryError("no memory for the sums over activation maps")
+    with nogil:
+        for i in prange(parts, num_threads=threads, schedule="static", use_threads_if=parallel):
+            part_of_rows(m, like, rows * i // parts, rows * (i + 1) // parts, depth, i, scratch, sums)
+        for i in range(parts if total != NULL else 0):
+            for c in range(2 * depth):
+                total[c] += sums[i * 2 * depth + c]
+    free(sums)
+    free(scratch)
+    return 0
+
+
+cdef void part_of_rows(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, Py_ssize_t i,
+                       real *scratch, double *sums) noexcept nogil:
+    if sums != NULL:
+        scratch += i * 2 * depth
+        sums += i * 2 * depth
+    channels_last(m, like, lo, hi, depth, scratch, sums)
+
+
+cdef void sum_of_map(Maps *m, real *like, Py_ssize_t c, Py_ssize_t depth, Py_ssize_t n, Py_ssize_t pixels,
+                     double *total) noexcept nogil:
+    cdef double both[2]
+    both[0], both[1] = 0, 0
+    planes_of(m, like, c, depth, n, c, pixels, both)
+    total[c] += both[0]
+    total[depth + c] += both[1]
+
+
+cdef int start(Maps *m, cnp.ndarray volume, Py_ssize_t depth, bint nchw, cnp.ndarray total, int threads) except -1:
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(volume), pixels = 0
+    cdef double *to = NULL if total is None else <double *> cnp.PyArray_DATA(total)
+    if nchw and size:
+        pixels = size // (depth * cnp.PyArray_DIM(volume, 0))
+    if cnp.PyArray_TYPE(volume) == cnp.NPY_FLOAT32:
+        return go(m, <float *> NULL, size, depth, pixels, to, threads)
+    return go(m, <double *> NULL, size, depth, pixels, to, threads)
+
+
+cdef inline void *at(cnp.ndarray a) noexcept:
+    """Where an array's numbers begin; NULL for None."""
+    return NULL if a is None else cnp.PyArray_DATA(a)
+
+
+def sums(cnp.ndarray dy, cnp.ndarray y, cnp.ndarray out, cnp.ndarray total, bint nchw, int threads):
+    """total (2, depth), zeros: its first row becomes dy's sum over all pixels. With y, dy is masked into out first."""
+    cdef Maps m
+    m.kind, m.relu, m.dy, m.x, m.out = SUM, 0, at(dy), at(y), at(out)
+    for i in range(5):
+        m.constant[i] = NULL
+    start(&m, dy, cnp.PyArray_DIM(total, 1), nchw, total, threads)
+
+
+def moments(cnp.ndarray x, cnp.ndarray near, cnp.ndarray total, bint nchw, int threads):
+    """total (2, depth), zeros, becomes the sums of x - near and of its square."""
+    cdef Maps m
+    m.kind, m.relu, m.dy, m.x, m.out = MOMENT, 0, NULL, at(x), NULL
+    for i in range(5):
+        m.constant[i] = NULL
+    m.constant[0] = at(near)
+    start(&m, x, cnp.PyArray_DIM(total, 1), nchw, total, threads)
+
+
+def norm(cnp.ndarray x, cnp.ndarray y, cnp.ndarray constants, bint relu, bint nchw, int threads):
+    """y = (x - mean) scale + shift and perhaps a ReLU; constants (3, depth) are mean, scale, shift."""
+    cdef Maps m
+    m.kind, m.relu, m.dy, m.x, m.out = NORM, relu, NULL, at(x), at(y)
+    rows_of(&m, constants)
+    start(&m, x, cnp.PyArray_DIM(constants, 1), nchw, None, threads)
+
+
+def norm_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray constants, bint relu, cnp.ndarray total, bint nchw,
+              int threads):
+    """total (2, depth), zeros, becomes the sums of g and of g (x - mean), g being dy masked by the ReLU if any."""
+    cdef Maps m
+    m.kind, m.relu, m.dy, m.x, m.out = NORM_SUM, relu, at(dy), at(x), NULL
+    rows_of(&m, constants)
+    start(&m, x, cnp.PyArray_DIM(constants, 1), nchw, total, threads)
+
+
+def norm_grad(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dx, cnp.ndarray constants, bint relu, bint nchw, int threads):
+    """dx = (g - a - (x - mean) b) scale, constants (5, depth) being mean, scale, shift, a, b; dx may be dy."""
+    cdef Maps m
+    m.kind, m.relu, m.dy, m.x, m.out = NORM_GRAD, relu, at(dy), at(x), at(dx)
+    rows_of(&m, constants)
+    start(&m, x, cnp.PyArray_DIM(constants, 1), nchw, None, threads)
+
+
+cdef void rows_of(Maps *m, cnp.ndarray constants) noexcept:
+    cdef Py_ssize_t i, n = cnp.PyArray_DIM(constants, 0)
+    for i in range(5):
+        m.constant[i] = <char *> cnp.PyArray_DATA(constants) + i * cnp.PyArray_STRIDE(constants, 0) if i < n else NULL
+
+
+cdef void flat_task(real *a, real *b, real *out, Py_ssize_t lo, Py_ssize_t hi, bint masks,
+                    bint relu) noexcept nogil:
+    cdef unsigned int before = flush_denormals()
+    if real is float:
+        if masks:
+            mask_f32(a + lo, b + lo, out + lo, hi - lo)
+        else:
+            add_arrays_f32(a + lo, b + lo, out + lo, hi - lo, relu)
+    else:
+        if masks:
+            mask_f64(a + lo, b + lo, out + lo, hi - lo)
+        else:
+            add_arrays_f64(a + lo, b + lo, out + lo, hi - lo, relu)
+    restore_denormals(before)
+
+
+cdef void flat(real *a, real *b, real *out, Py_ssize_t size, bint masks, bint relu, int threads) noexcept:
+    cdef Py_ssize_t i
+    cdef bint parallel = threads > 1 and size > ALONE
+    for i in prange(ceil_div(size, CHUNK), nogil=True, num_threads=threads, schedule="static", use_threads_if=parallel):
+        flat_task(a, b, out, i * CHUNK, least(size, (i + 1) * CHUNK), masks, relu)
+
+
+def mask(cnp.ndarray dy, cnp.ndarray y, cnp.ndarray out, int threads):
+    """out = dy where y > 0, else 0; out may be dy."""
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(dy)
+    if cnp.PyArray_TYPE(dy) == cnp.NPY_FLOAT32:
+        flat(<float *> at(dy), <float *> at(y), <float *> at(out), size, True, False, threads)
+    else:
+        flat(<double *> at(dy), <double *> at(y), <double *> at(out), size, True, False, threads)
+
+
+def add(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bint relu, int threads):
+    """out = a + b, then perhaps a ReLU; out may be a."""
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(a)
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
+        flat(<float *> at(a), <float *> at(b), <float *> at(out), size, False, relu, threads)
+    else:
+        flat(<double *> at(a), <double *> at(b), <double *> at(out), size, False, relu, threads)
