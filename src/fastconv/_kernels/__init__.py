@@ -8,7 +8,26 @@ import importlib.util
 import os
 from types import ModuleType
 
-from fastconv._kernels import cpu
+
+
+def _load_openmp() -> ModuleType:
+    """The module whose loading brings GNU's OpenMP runtime, which reads its settings at that moment.
+
+    Its threads wait for one another by spinning, for milliseconds. Where somebody else's thread holds a core, the one that
+    spins keeps its own from the one that is waited for: so they give their core back after a tenth of a millisecond, unless
+    the user has said how they are to wait.
+    """
+    given = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    if not given:
+        os.environ["GOMP_SPINCOUNT"] = "5000"
+    try:
+        return importlib.import_module("fastconv._kernels.cpu")
+    finally:
+        if not given:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
+cpu = _load_openmp()
 
 # in rising order, with the number that `cpu.supports` knows them by
 LEVELS = {"baseline": 0, "neon": 0, "avx2": 1, "avx512": 2}
