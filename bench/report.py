@@ -89,7 +89,9 @@ def shown(measured: dict[str, dict[str, Any]]) -> str:
 def section(title: str, cells: Cells) -> str:
     """One table and its geometric mean."""
     cells = {place: c for place, c in cells.items() if {"fastconv", "NumPy"} <= c.keys()}
-    rows = list(dict.fromkeys(row for row, _ in cells))
+    rows, columns = (list(dict.fromkeys(place[i] for place in cells)) for i in (0, 1))
+    if len(columns) > len(rows):  # a page is higher than it is wide
+        return section(title, {(column, row): c for (row, column), c in cells.items()})
     columns = max(([c for r, c in cells if r == row] for row in rows), key=len)  # in the order of a row that has all
     body = [[row, *(shown(cells[row, c]) if (row, c) in cells else "" for c in columns)] for row in rows]
     ratios = {place: c["NumPy"]["seconds"] / c["fastconv"]["seconds"] for place, c in cells.items()}
