@@ -29,7 +29,7 @@ class Worker:
     """A library in a process of its own; ``worker.ask(method, *arguments)`` calls a method of its `Library` there."""
 
     def __init__(self, library: str, python: str, threads: int) -> None:
-        self.library = library
+        self.name = library
         command = [python, os.path.abspath(sys.argv[0]), "--serve", library, "--threads", str(threads)]
         env = os.environ | dict.fromkeys(THREADS, str(threads))
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -45,10 +45,10 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.library}: its process ended with code {self.process.wait()}")
+            raise SystemExit(f"{self.name}: its process ended with code {self.process.wait()}")
         answer = json.loads(line)
         if "error" in answer:
-            raise Failed(f"{self.library}: {answer['error']}")
+            raise Failed(f"{self.name}: {answer['error']}")
         return answer["value"]
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ def rounds(workers: Sequence[Worker], seconds: float, number: int, seldom: Seque
     for i in range(number):
         times: Times = {}
         for worker in workers:
-            if i == 0 or worker.library not in seldom:
+            if i == 0 or worker.name not in seldom:
                 times.update(worker.ask("measure", seconds))
         measured.append(times)
     return measured
