@@ -9,7 +9,6 @@ import os
 from types import ModuleType
 
 
-
 def _load_openmp() -> ModuleType:
     """The module whose loading brings GNU's OpenMP runtime, which reads its settings at that moment.
 
