@@ -21,8 +21,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, copy_rows, data, flush_denormals, lanes, least, most, real,
-    restore_denormals, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_rows, data, end_task, lanes, least, most,
+    point_rows, real, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -219,7 +219,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint r
     cdef real **target = c + blocks * TILE_MR
     cdef real *rest = <real *> (scratch + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
     cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream)
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     if s.merged:
         point_at_strip(s, src, dst, g, lo, hi, a, c, rest)
     else:
@@ -236,60 +236,56 @@ cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint r
             tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, NR, target,
                          least(NR, s.K - panel * NR), &e)
         panel += 1
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
                           real *zeros) noexcept nogil:
     """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
-    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), q, t, m = 0, block = 0, end, depth = s.groups * s.C, h, w, hs, ws
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), block, q = lo, end, m, some, depth = s.groups * s.C
     cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
-    cdef Py_ssize_t top = 0, bottom = 0, left = 0, right = 0
-    cdef real *picture = src + n * s.Hs * s.Ws * depth + g * s.C
+    for block in range(blocks):
+        end = lo + (hi - lo) * (block + 1) // blocks
+        m = 0
+        while q < end:  # a stretch of one row of the grid
+            some = least(end - q, s.cols - j)
+            point_at_stretch(s, src + n * s.Hs * s.Ws * depth + g * s.C, i, j, a + m, some, zeros)
+            point_rows(c + m, dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups
+                                     + g) * s.K, s.step_w * s.groups * s.K, some)
+            q, m, j = q + some, m + some, j + some
+            if j == s.cols:
+                i, j = i + 1, 0
+                if i == s.rows:
+                    n, i = n + 1, 0
+        a += s.T * TILE_MR
+        c += TILE_MR
+
+
+cdef inline void point_at_stretch(Shape *s, real *picture, Py_ssize_t i, Py_ssize_t j, real **a, Py_ssize_t some,
+                                  real *zeros) noexcept nogil:
+    """a[tap][m] for `some` pixels from (i, j) of the grid on."""
+    cdef Py_ssize_t t, m, h, w, depth = s.groups * s.C, step = s.stride_w * depth, last = (some - 1) * s.stride_w
     cdef real *at
-    cdef real *to = dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w) * s.groups + g) * s.K
     for t in range(s.T):
-        top, bottom = least(top, s.dh[t]), most(bottom, s.dh[t])
-        left, right = least(left, s.dw[t]), most(right, s.dw[t])
-    end = lo + (hi - lo) // blocks
-    for q in range(lo, hi):
-        if q == end:
-            m, block = 0, block + 1
-            end = lo + (hi - lo) * (block + 1) // blocks
-            a += s.T * TILE_MR
-            c += TILE_MR
-        h, w = i * s.stride_h, j * s.stride_w
+        h, w = i * s.stride_h + s.dh[t], j * s.stride_w + s.dw[t]
         at = picture + (h * s.Ws + w) * depth
-        if h + top >= 0 and h + bottom < s.Hs and w + left >= 0 and w + right < s.Ws:
-            for t in range(s.T):
-                a[t * TILE_MR + m] = at + (s.dh[t] * s.Ws + s.dw[t]) * depth
+        if not 0 <= h < s.Hs:
+            point_rows(a, zeros, 0, some)
+        elif w >= 0 and w + last < s.Ws:
+            point_rows(a, at, step, some)
         else:
-            for t in range(s.T):
-                hs, ws = h + s.dh[t], w + s.dw[t]
-                if 0 <= hs < s.Hs and 0 <= ws < s.Ws:
-                    a[t * TILE_MR + m] = at + (s.dh[t] * s.Ws + s.dw[t]) * depth
-                else:
-                    a[t * TILE_MR + m] = zeros
-        c[m] = to + j * s.step_w * s.groups * s.K
-        m += 1
-        j += 1
-        if j == s.cols:
-            j, i = 0, i + 1
-            to += s.step_h * s.Wd * s.groups * s.K
-            if i == s.rows:
-                i, n = 0, n + 1
-                picture += s.Hs * s.Ws * depth
-                to = dst + ((n * s.Hd + s.origin_h) * s.Wd + s.origin_w) * s.groups * s.K + g * s.K
+            for m in range(some):
+                a[m] = at + m * step if 0 <= w + m * s.stride_w < s.Ws else zeros
+        a += TILE_MR
 
 
 cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
                          real *strip) noexcept nogil:
     """The same for whole rows of the grid of one picture, read from a padded copy, a run for each row of the window."""
     cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), runs = s.T // s.merged, depth = s.groups * s.C
-    cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, i = 0, j = 0, q, r, m = 0, block = 0, end
+    cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, i = 0, j = 0, q = lo, r, t, m, block, end, some
     cdef Py_ssize_t height = strip_rows(s, (hi - lo) // s.cols), width = strip_width(s), h, before, inside
     cdef real *at
-    cdef real *to
     before = least(most(0, -s.dw[0]), width)
     inside = most(0, least(width, s.Ws - s.dw[0]) - before)
     for r in range(height):
@@ -301,25 +297,21 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
         else:
             memset(strip + r * width * depth, 0, width * depth * sizeof(real))
     r = (s.dh[s.T - 1] - s.dh[0]) // most(1, runs - 1) * width * depth  # from a run to the next
-    at = strip
-    to = dst + ((n * s.Hd + s.origin_h + first * s.step_h) * s.Wd + s.origin_w) * s.K
-    end = lo + (hi - lo) // blocks
-    for q in range(lo, hi):
-        if q == end:
-            m, block = 0, block + 1
-            end = lo + (hi - lo) * (block + 1) // blocks
-            a += runs * TILE_MR
-            c += TILE_MR
-        for i in range(runs):
-            a[i * TILE_MR + m] = at + i * r
-        c[m] = to + j * s.step_w * s.K
-        at += s.stride_w * depth
-        m += 1
-        j += 1
-        if j == s.cols:
-            j = 0
-            at += (s.stride_h * width - s.cols * s.stride_w) * depth
-            to += s.step_h * s.Wd * s.K
+    for block in range(blocks):
+        end = lo + (hi - lo) * (block + 1) // blocks
+        m = 0
+        while q < end:
+            some = least(end - q, s.cols - j)
+            at = strip + (i * s.stride_h * width + j * s.stride_w) * depth
+            for t in range(runs):
+                point_rows(a + t * TILE_MR + m, at + t * r, s.stride_w * depth, some)
+            point_rows(c + m, dst + ((n * s.Hd + s.origin_h + (first + i) * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.K,
+                       s.step_w * s.K, some)
+            q, m, j = q + some, m + some, j + some
+            if j == s.cols:
+                i, j = i + 1, 0
+        a += runs * TILE_MR
+        c += TILE_MR
 
 
 # ---------------------------------------------------------------- depth-first: rows of the tile are filters
@@ -389,7 +381,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
     cdef real *packed = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
     cdef Epilogue e = Epilogue(NULL, 1, 0, 0, 0)
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     while True:
         some = least(channels, s.C - c)
         for p in range(panel, panel_end):
@@ -407,7 +399,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
         c += channels
         if c >= s.C:
             break
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void filter_tile(Shape *s, real *rows, Py_ssize_t n_rows, real *packed, Py_ssize_t length, real *dst, Py_ssize_t q,
@@ -595,7 +587,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
     cdef real *x = <real *> (scratch + aligned(2 * z.rows * sizeof(void *)))
     cdef real *d = <real *> (<char *> x + aligned(z.blocks_at_once * z.block_size * sizeof(real)))
     cdef bint accumulate = False
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     if row == row_end:
         for i in range(s.T * s.C):
             memset(total + i * z.ld + panel * NR, 0, (panel_end - panel) * NR * sizeof(real))
@@ -610,7 +602,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
             b += z.blocks_at_once
         row += rows
         accumulate = True
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,

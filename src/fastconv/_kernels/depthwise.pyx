@@ -13,7 +13,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport VECTOR_BYTES, data, flush_denormals, real, restore_denormals, transpose_f32, transpose_f64
+from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, data, end_task, real, transpose_f32, transpose_f64
 
 cnp.import_array()
 
@@ -276,7 +276,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 filter_bias = by_filter + taps * K
                 interleave(bias, K, filter_bias, 1, D, m, True)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(N * blocks * h.n_out, schedule="static"):
                 t = <Tables *> (scratch + threadid() * own)
                 buffer = <real *> (scratch + threadid() * own + lists)
@@ -297,7 +297,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                         nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
                                  filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
-            restore_denormals(before)
+            end_task(before)
     free(scratch)
     free(by_filter)
     return 0
@@ -329,7 +329,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
         make_tables(scratch + item * own, h, v, block * sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(blocks * parts, schedule="static"):
                 tables = <Tables *> (scratch + threadid() * own)
                 part, c = item // blocks, item % blocks * block
@@ -347,7 +347,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                     for k in range(m):
                         nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
                                  first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False)
-            restore_denormals(before)
+            end_task(before)
         if not in_place:
             for t in range(taps):
                 for k in range(m):
@@ -418,7 +418,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
             if bias is not NULL:
                 turn_over(biases + k * D, D, bias + k, m, D, 1)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(N * groups, schedule="static"):
                 t = <Tables *> (scratch + threadid() * own)
                 read = <real *> (scratch + threadid() * own + lists)
@@ -439,7 +439,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                     if not back or k == m - 1:
                         turn_over(y + (n * D + c if back else (n * D + c) * m + k) * out_plane, (1 if back else m) * out_plane,
                                   made, G, out_plane, C)
-            restore_denormals(before)
+            end_task(before)
     free(scratch)
     free(by_tap)
     return 0
@@ -470,7 +470,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
         make_tables(scratch + item * own, h, v, G * sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(groups * parts, schedule="static"):
                 t = <Tables *> (scratch + threadid() * own)
                 read = <real *> (scratch + threadid() * own + lists)
@@ -488,7 +488,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                                      <real *> NULL, False)
                 for k in range(m):
                     turn_over(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
-            restore_denormals(before)
+            end_task(before)
         if parts > 1:
             for i in range(K * taps):
                 one = 0
@@ -668,7 +668,7 @@ cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                                                       weight + begin[phase])
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             memset(scratch + threadid() * own, 0, own)
             for item in prange(groups * bands, schedule="static"):
                 lists = <void **> (scratch + threadid() * own)
@@ -683,7 +683,7 @@ cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                              bias + p % D * m if bias is not NULL else NULL, relu, q)
                 for p in range(plane, end):
                     unstage(&s, staged + (p - plane) * s.size + s.dealt, y + p * s.results * h.n_out * v.n_out, q)
-            restore_denormals(before)
+            end_task(before)
     free(begin)
     free(scratch)
     return 0
@@ -771,7 +771,7 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     tap_offsets(&s, 0, 0, offset, offset + taps)
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             memset(scratch + threadid() * own, 0, own)
             for item in prange(groups * parts, schedule="static"):
                 staged = <real *> (scratch + threadid() * own + list_size)
@@ -794,7 +794,7 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                     if finite or by_rows:
                         break
                     by_rows = True
-            restore_denormals(before)
+            end_task(before)
         if parts > 1:
             for i in range(D * m * taps):
                 total = 0

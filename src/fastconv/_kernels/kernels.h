@@ -39,30 +39,7 @@
 #define EACH_MR TILE_ROWS_6
 #endif
 
-/* Numbers below the normal range count as zero while the kernels run: they would cost a hundred times as much. */
-#if defined(__SSE2__) || defined(_M_X64)
-#include <emmintrin.h>
-INLINE unsigned int flush_denormals(void) {
-    const unsigned int before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* FTZ and DAZ */
-    return before;
-}
-INLINE void restore_denormals(unsigned int before) {
-    _mm_setcsr(before);
-    _mm_sfence(); /* what was streamed past the caches is there for whoever waits for this task */
-}
-#elif defined(__aarch64__) && defined(__GNUC__)
-INLINE unsigned int flush_denormals(void) {
-    unsigned long before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" ::"r"(before | 1ul << 24)); /* FZ */
-    return (unsigned int)before;
-}
-INLINE void restore_denormals(unsigned int before) { __asm__ volatile("msr fpcr, %0" ::"r"((unsigned long)before)); }
-#else
-INLINE unsigned int flush_denormals(void) { return 0; }
-INLINE void restore_denormals(unsigned int before) { (void)before; }
-#endif
+#include "task.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

@@ -9,7 +9,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stdlib cimport calloc, free
 
-from fastconv._kernels.tiles cimport ceil_div, flush_denormals, least, most, real, restore_denormals
+from fastconv._kernels.tiles cimport begin_task, ceil_div, end_task, least, most, real
 
 cnp.import_array()
 
@@ -89,15 +89,15 @@ cdef inline void run(Maps *m, real *like, Py_ssize_t place, void **constant, Py_
 
 cdef void channels_last(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, real *part,
                         double *sum) noexcept nogil:
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     run(m, like, lo * depth, m.constant, hi - lo, depth, part, sum)
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void planes_of(Maps *m, real *like, Py_ssize_t first, Py_ssize_t step, Py_ssize_t n, Py_ssize_t c,
                     Py_ssize_t pixels, double *total) noexcept nogil:
     """The planes first, first + step, ... (n of them), all of map c; their two sums are added to `total`, if given."""
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     cdef real constants[5 * LINE]
     cdef real part[2 * LINE]
     cdef double sums[2 * LINE]
@@ -118,7 +118,7 @@ cdef void planes_of(Maps *m, real *like, Py_ssize_t first, Py_ssize_t step, Py_s
         run(m, like, (first + i * step) * pixels + rows * LINE, constant, 1, rest, part, sums)
     if total != NULL:
         fold(sums, rest, total)
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void fold(double *sums, Py_ssize_t width, double *total) noexcept nogil:
@@ -254,7 +254,7 @@ cdef void rows_of(Maps *m, cnp.ndarray constants) noexcept:
 
 cdef void flat_task(real *a, real *b, real *out, Py_ssize_t lo, Py_ssize_t hi, bint masks,
                     bint relu) noexcept nogil:
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     if real is float:
         if masks:
             mask_f32(a + lo, b + lo, out + lo, hi - lo)
@@ -265,7 +265,7 @@ cdef void flat_task(real *a, real *b, real *out, Py_ssize_t lo, Py_ssize_t hi, b
             mask_f64(a + lo, b + lo, out + lo, hi - lo)
         else:
             add_arrays_f64(a + lo, b + lo, out + lo, hi - lo, relu)
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void flat(real *a, real *b, real *out, Py_ssize_t size, bint masks, bint relu, int threads) noexcept:

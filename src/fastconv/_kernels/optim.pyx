@@ -12,7 +12,7 @@ from libc.math cimport isinf, sqrt
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy, memset
 
-from fastconv._kernels.tiles cimport flush_denormals, real, restore_denormals
+from fastconv._kernels.tiles cimport begin_task, end_task, real
 
 cnp.import_array()
 
@@ -223,9 +223,9 @@ cdef void run(int algorithm, const Row *row, real *one, real *two, const Scalars
     cdef unsigned int before
     for k in prange(n_threads, schedule="static", num_threads=n_threads, use_threads_if=n_threads > 1):
         if k * share < row.n:
-            before = flush_denormals()
+            before = begin_task()
             update(algorithm, row, k * share, min(row.n, (k + 1) * share), one, two, c, zero)
-            restore_denormals(before)
+            end_task(before)
 
 
 cdef inline Py_ssize_t rows_of_squares(const real *g, Py_ssize_t i, Py_ssize_t end, double factor,
@@ -279,9 +279,9 @@ cdef double norm(const Row *row, double factor, double *partial, int n_threads, 
     cdef double total = 0
     cdef unsigned int before
     for k in prange(n_blocks, schedule="static", num_threads=n_threads, use_threads_if=n_threads > 1):
-        before = flush_denormals()
+        before = begin_task()
         partial[k] = squares(row, k * BLOCK, min(row.n, (k + 1) * BLOCK), factor, like)
-        restore_denormals(before)
+        end_task(before)
     for k in range(n_blocks):
         total += partial[k]
     return sqrt(total)

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport data, flush_denormals, real, restore_denormals
+from fastconv._kernels.tiles cimport begin_task, data, end_task, real
 
 cnp.import_array()
 
@@ -121,13 +121,13 @@ cdef int pool(Pool *p, real *x, real *y, int64_t *index, int threads) except -1:
         raise MemoryError
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(p.N * p.H2, schedule="static"):
                 lists = make_lists(scratch + threadid() * own, p.F_h * p.F_w)
                 n, row = item // p.H2, item % p.H2
                 pool_row(p, &lists, x + n * p.H1 * p.W1 * p.D, row, y + item * p.W2 * p.D,
                          index + item * p.W2 * p.D if index is not NULL else NULL)
-            restore_denormals(before)
+            end_task(before)
     free(scratch)
     return 0
 
@@ -182,13 +182,13 @@ cdef Py_ssize_t run_max_grad(real *like, cnp.ndarray dy, cnp.ndarray index, cnp.
     pieces = (D + width - 1) // width
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(N * pieces, schedule="static"):
                 n, c = item // pieces, item % pieces * width
                 wrong += scatter(to + n * cells * D + c, share + n * rows * row * D + c,
                                  won + n * rows * row * D + c, cells, rows, row,
                                  D, min(width, D - c))
-            restore_denormals(before)
+            end_task(before)
     return wrong
 
 
@@ -246,11 +246,11 @@ cdef int mean_grad(Pool *p, real *dy, real *dx, int threads) except -1:
         raise MemoryError
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = flush_denormals()
+            before = begin_task()
             for item in prange(p.N * p.H1, schedule="static"):
                 mean_grad_row(p, scratch + threadid() * own, dy + item // p.H1 * p.H2 * p.W2 * p.D, item % p.H1,
                               dx + item * p.W1 * p.D)
-            restore_denormals(before)
+            end_task(before)
     free(scratch)
     return 0
 

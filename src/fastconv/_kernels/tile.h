@@ -77,6 +77,15 @@ static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
 static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
     CAT(tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
+
+/* a[m] = base + m * step for m < n <= MR. */
+INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
+    if (n == MR) {
+        UNROLL for (int m = 0; m < MR; m++) a[m] = base + m * step;
+    } else {
+        for (ptrdiff_t m = 0; m < n; m++) a[m] = base + m * step;
+    }
+}
 #undef TILE_ARGUMENTS
 #undef DEFINE_TILE
 #undef LIST_ROWS1

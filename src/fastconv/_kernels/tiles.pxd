@@ -11,8 +11,8 @@ cdef extern from "kernels.h" nogil:
         TILE_MR "MR"
         VECTOR_BYTES
     void prefetch(void *p)
-    unsigned int flush_denormals()
-    void restore_denormals(unsigned int before)
+    unsigned int begin_task()
+    void end_task(unsigned int before)
     ctypedef struct epilogue_f32:
         float *bias
         int bias_by_row, accumulate, relu, stream
@@ -27,6 +27,8 @@ cdef extern from "kernels.h" nogil:
                              Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_columns_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
                              Py_ssize_t b_step, double **c, Py_ssize_t cols, epilogue_f64 *e)
+    void point_rows_f32(float **a, float *base, Py_ssize_t step, Py_ssize_t n)
+    void point_rows_f64(double **a, double *base, Py_ssize_t step, Py_ssize_t n)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
     void transpose_f64(double *dst, Py_ssize_t dst_stride, double *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
     void copy_rows_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
@@ -92,6 +94,14 @@ cdef inline void tile_by_columns(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t le
         tile_by_columns_f32(rows, runs, length, a, a_step, b, b_step, c, cols, <epilogue_f32 *> e)
     else:
         tile_by_columns_f64(rows, runs, length, a, a_step, b, b_step, c, cols, <epilogue_f64 *> e)
+
+
+cdef inline void point_rows(real **a, real *base, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
+    """a[m] = base + m * step for m < n <= MR."""
+    if real is float:
+        point_rows_f32(a, base, step, n)
+    else:
+        point_rows_f64(a, base, step, n)
 
 
 cdef inline void transpose(real *dst, Py_ssize_t dst_stride, real *src, Py_ssize_t src_stride, Py_ssize_t rows,

@@ -18,9 +18,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, ceil_div, copy, data, flush_denormals, lanes, least, most, prefetch, real,
-    restore_denormals, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result,
-    write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, prefetch, real,
+    tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -346,7 +345,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
     cdef Py_ssize_t VL = lanes(w), NR = 2 * VL, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
     cdef real turned[FILTER_ROWS * 25 * 16]  # [channel][tap][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     for half in range(2):
         k = panel * NR + half * VL
         depth = least(VL, K - k)
@@ -373,7 +372,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
         for i in range(c, c_end):
             winograd_filter(<int> s.n, <int> s.r, turned + (i - c) * taps * VL + last, sign * s.r * VL, sign * VL,
                             U + (i - c) * NR + half * VL, z.u_step)
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
@@ -384,7 +383,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef real *M = V + values * z.v_step
     cdef real *patch = M + values * z.m_step
     cdef real *own = patch + z.patch
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     transform_data(s, &s.src, s.top, s.left, 0, src, g, q, q_end, 0, s.src.depth, V, z.C, z.v_step, patch)
     while panel < panel_end:
         end = least(panel_end, panel + z.panels_at_once)
@@ -400,7 +399,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             c = c_end
         transform_results(s, dst, g, q, q_end, panel * NR, least(end * NR, s.dst.depth), M, ld, z.m_step, bias, relu, patch)
         panel = end
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end,
@@ -508,7 +507,7 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
     cdef real *D = V + values * z.v_step
     cdef real *M = D + values * z.d_step
     cdef real *patch = M + values * z.m_step
-    cdef unsigned int before = flush_denormals()
+    cdef unsigned int before = begin_task()
     memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
@@ -521,7 +520,7 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
             j = v * VL
             winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, result + (c + i) * z.ld + k + j,
                             s.r * s.src.depth * z.ld, s.src.depth * z.ld, NULL, 0, 0)
-    restore_denormals(before)
+    end_task(before)
 
 
 cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize_t tiles, Py_ssize_t channels,
