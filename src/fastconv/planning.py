@@ -159,8 +159,8 @@ def _direct(p: Problem) -> Job:
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         space = memory.empty((workspace(threads),), "u1")
-        for gather in gathers:
-            gather.run(src, w, bias, dst, relu, threads, space)
+        for i, gather in enumerate(gathers):
+            gather.run(src, w, bias, dst, relu, threads, space, i == 0)
 
     return Job(run, workspace)
 

@@ -18,7 +18,7 @@ def _load_openmp() -> ModuleType:
     """
     given = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
     if not given:
-        os.environ["GOMP_SPINCOUNT"] = "5000"
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     try:
         return importlib.import_module("fastconv._kernels.cpu")
     finally:

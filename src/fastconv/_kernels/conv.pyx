@@ -21,8 +21,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_rows, data, end_task, lanes, least, most,
-    point_rows, real, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, pack_pieces,
+    Piece, point_rows, real, spread, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -51,6 +51,8 @@ cdef struct Shape:
     # A window row of few channels is one run, F_w*C long, in a padded copy of the rows: 0, or F_w.
     Py_ssize_t merged
     bint stream                       # dst is too large for the caches
+    bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
+    bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
 
 
 @cython.final
@@ -85,19 +87,29 @@ cdef class Gather:
         """Bytes that `run` needs: packed weights and each thread's scratch."""
         return gather_bytes[float](self, threads, NULL) if itemsize == 4 else gather_bytes[double](self, threads, NULL)
 
-    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads, cnp.ndarray space):
-        """Write the grid's pixels of dst; bias may be None; space has the bytes that `workspace` tells."""
+    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads, cnp.ndarray space,
+            bint fresh):
+        """Write the grid's pixels of dst; bias may be None; space has the bytes that `workspace` tells.
+
+        The gathers of one grad_x may use one space, one after the other; all but the first are not `fresh`: what they all read
+        of the weights is in it.
+        """
         if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
-            run_gather[float](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), NULL)
+            run_gather[float](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), fresh, NULL)
         else:
-            run_gather[double](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), NULL)
+            run_gather[double](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), fresh, NULL)
 
 
 cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
     cdef Shape *s = &self.s
     if not self.nchw:
         return aligned(plan_chunks(s, threads, like).packed * sizeof(real))
-    return aligned(s.groups * s.K * s.C * s.T * sizeof(real)) if self.transposed or s.T < s.window else 0
+    return aligned(s.groups * s.K * s.C * (s.window if self.transposed else s.T) * sizeof(real)) if repacked(self) else 0
+
+
+cdef inline bint repacked(Gather self) noexcept nogil:
+    """Whether a depth-first gather reads its weights from a copy in another order."""
+    return self.transposed or self.s.T < self.s.window
 
 
 cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
@@ -108,11 +120,11 @@ cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
-                char *space, real *like):
+                char *space, bint fresh, real *like):
     cdef real *b = NULL if bias is None else data(bias, like)
     cdef char *scratch = space + packed_bytes(self, threads, like)
     if self.nchw:
-        gather_nchw(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
+        gather_nchw(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
     else:
         gather_nhwc(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
 
@@ -316,172 +328,176 @@ cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_
 
 # ---------------------------------------------------------------- depth-first: rows of the tile are filters
 cdef struct Panels:
-    # How a depth-first gather is cut into tasks: sets of panels of pixels of one picture, and cuts of the filters.
+    # How a depth-first gather is cut into tasks: sets of panels of pixels, counted over the batch, and cuts of the filters.
     Py_ssize_t panels                 # of NR pixels
     Py_ssize_t together, sets         # panels packed at a time; sets of so many
     Py_ssize_t channels               # packed at a time: the sums of the ones before wait in dst
-    Py_ssize_t cuts, scratch
+    Py_ssize_t cuts, pieces, scratch
 
 
 cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     cdef Panels z
-    cdef Py_ssize_t NR = 2 * lanes(like), tap_bytes = most(1, s.T) * NR * <Py_ssize_t> sizeof(real), batch
-    z.panels = ceil_div(s.rows * s.cols, NR)
-    z.channels = most(1, least(s.C, 2 * L2_SHARE // tap_bytes))
-    # Longer stretches of each plane at a time, and every row of weights serves them all.
-    z.together = most(1, least(least(z.panels, 8), 2 * L2_SHARE // (z.channels * tap_bytes)))
-    while z.together > 1 and s.N * s.groups * ceil_div(z.panels, z.together) < 4 * threads:
+    cdef Py_ssize_t NR = 2 * lanes(like), tap_bytes = most(1, s.T) * NR * <Py_ssize_t> sizeof(real), chunks
+    z.panels = ceil_div(s.N * s.rows * s.cols, NR)
+    # Many panels together: long stretches of each plane, and every row of weights serves them all.
+    z.together = most(1, least(z.panels, 8))
+    while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
     z.sets = ceil_div(z.panels, z.together)
-    batch = s.N * s.groups * z.sets
-    z.cuts = 1 if batch >= threads else least(ceil_div(s.K, TILE_MR), ceil_div(2 * threads, most(1, batch)))
-    z.scratch = aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)) + aligned(
-        (z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
+    z.together = ceil_div(z.panels, most(1, z.sets))
+    chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (z.together * tap_bytes)))
+    z.channels = most(1, ceil_div(s.C, most(1, chunks)))
+    z.cuts = most(1, least(ceil_div(s.K, 4 * TILE_MR), 4 * threads // most(1, s.groups * z.sets)))
+    # Every row of the grid that a set touches gives a piece, zeros before and zeros after it; a panel's edge cuts one in two.
+    z.pieces = s.T * 3 * (z.together * NR // most(1, s.cols) + 2 + z.together)
+    z.scratch = aligned(z.pieces * sizeof(Piece)) + aligned(most(1, s.T) * TILE_MR * sizeof(void *)) + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
     return z
 
 
-cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space):
-    cdef Shape *s = &self.s
+cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space,
+                 bint fresh):
+    cdef Shape here = self.s  # a copy: several threads may run one gather at once
+    cdef Shape *s = &here
     cdef Panels z = plan_panels(s, threads, src)
-    cdef Py_ssize_t depth = s.C * s.T, i, n, g, first, cut
-    cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * depth * s.K * s.groups > SMALL_WORK
-    cdef bint repack = self.transposed or s.T < s.window
-    cdef real *rows = packed if repack else w
+    cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
+    cdef Py_ssize_t blocks = ceil_div(height, 2 * lanes(src)), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real), i, g, first, cut
+    cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
+    cdef real *rows = packed if repacked(self) else w
+    s.by_taps = self.transposed
+    s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
+    s.stream = (not s.apart and s.N * s.groups * s.K * plane > STREAM and <size_t> dst % VECTOR_BYTES == 0
+                and plane % VECTOR_BYTES == 0 and z.channels >= s.C)
     with nogil:
-        if repack:
-            for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
-                pack_row(self, w, rows + i * depth, i // s.K, i % s.K)
-        for i in prange(s.N * s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, first, g = i % z.cuts, i // z.cuts % z.sets * z.together, i // z.cuts // z.sets
-            n, g = g // s.groups, g % s.groups
-            filter_task(s, src + (n * s.groups + g) * s.C * s.Hs * s.Ws, rows + g * s.K * depth,
-                        bias + g * s.K if bias != NULL else NULL, dst + (n * s.groups + g) * s.K * s.Hd * s.Wd, relu, first,
-                        least(z.panels, first + z.together), s.K * cut // z.cuts, s.K * (cut + 1) // z.cuts, z.channels,
-                        space + threadid() * z.scratch)
+        if fresh and repacked(self):
+            for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
+                g, first = i // blocks, i % blocks * 2 * lanes(src)
+                pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + 2 * lanes(src)))
+        for i in prange(s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, g, first = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups * z.together
+            filter_task(s, src + g * s.C * s.Hs * s.Ws, rows + g * s.K * depth, bias + g * s.K if bias != NULL else NULL,
+                        dst + g * s.K * s.Hd * s.Wd, relu, first, least(z.panels, first + z.together), s.K * cut // z.cuts,
+                        s.K * (cut + 1) // z.cuts, &z, space + threadid() * z.scratch)
 
 
-cdef void pack_row(Gather self, real *w, real *row, Py_ssize_t g, Py_ssize_t k) noexcept nogil:
-    """row[c][t] = weight of filter k, channel c under tap t."""
+cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i, Py_ssize_t end) noexcept nogil:
+    """Rows i to end of group g as filter_task reads them."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t c, t
-    cdef real *at
-    for c in range(s.C):
-        if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
-            at = w + ((g * s.C + c) * s.K + k) * s.window
-        else:
-            at = w + ((g * s.K + k) * s.C + c) * s.window
-        for t in range(s.T):
-            row[c * s.T + t] = at[s.tap[t]]
+    cdef Py_ssize_t k, c, t
+    if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K; a row is a filter's tap
+        transpose(rows + i * s.C, s.C, w + g * s.C * s.K * s.window + i, s.K * s.window, s.C, end - i)
+        return
+    for k in range(i, end):
+        for c in range(s.C):
+            for t in range(s.T):
+                rows[(k * s.C + c) * s.T + t] = w[((g * s.K + k) * s.C + c) * s.window + s.tap[t]]
 
 
 cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t panel, Py_ssize_t panel_end,
-                      Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t channels, char *scratch) noexcept nogil:
-    """Some panels of pixels of the grid of one picture and group, all channels, filters k to k_end."""
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some, first
-    cdef Py_ssize_t *stretches = <Py_ssize_t *> scratch
-    cdef real *packed = <real *> (scratch + aligned(s.T * (NR + 1) * 4 * sizeof(Py_ssize_t)))
-    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, 0)
+                      Py_ssize_t k, Py_ssize_t k_end, Panels *z, char *scratch) noexcept nogil:
+    """Some panels of the grid's pixels, all channels, filters k to k_end of one group."""
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some, first
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, n_rows
+    cdef Piece *pieces = <Piece *> scratch
+    cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
+    cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
+    cdef real *result = packed + z.together * z.channels * s.T * NR
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream)
     cdef unsigned int before = begin_task()
     while True:
-        some = least(channels, s.C - c)
-        for p in range(panel, panel_end):
-            i = find_stretches(s, p * NR, least(NR, pixels - p * NR), NR, stretches)
-            pack_pixels(s, src + c * s.Hs * s.Ws, some, NR, packed + (p - panel) * some * s.T * NR, stretches, i)
+        some = least(z.channels, s.C - c)
+        i = find_pieces(s, panel * NR, least(pixels, panel_end * NR) - panel * NR, NR, some * s.T * NR,
+                        some * NR if s.by_taps else NR, pieces)
+        pack_pieces(packed, NR if s.by_taps else s.T * NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, s.stride_w)
         e.accumulate = c > 0
-        e.relu = relu and c + channels >= s.C
+        e.relu = relu and c + some >= s.C
         for i in range(blocks):
             first = k + (k_end - k) * i // blocks
+            n_rows = k + (k_end - k) * (i + 1) // blocks - first
+            for t in range(runs):
+                if s.by_taps:
+                    point_rows(a + t * TILE_MR, rows + (first * s.window + s.tap[t]) * s.C + c, s.window * s.C, n_rows)
+                else:
+                    point_rows(a, rows + (first * s.C + c) * s.T, s.C * s.T, n_rows)
             e.bias = bias + first if bias != NULL else NULL
             for p in range(panel, panel_end):
-                filter_tile(s, rows + first * s.C * s.T + c * s.T, k + (k_end - k) * (i + 1) // blocks - first,
-                            packed + (p - panel) * some * s.T * NR, some * s.T, dst + first * s.Hd * s.Wd, p * NR,
-                            least(NR, pixels - p * NR), packed + (panel_end - panel) * some * s.T * NR, &e)
-        c += channels
+                filter_tile(s, a, n_rows, packed + (p - panel) * some * s.T * NR, runs, some * s.T // most(1, runs),
+                            dst + first * s.Hd * s.Wd, p * NR, least(NR, pixels - p * NR), result, &e)
+        c += some
         if c >= s.C:
             break
     end_task(before)
 
 
-cdef void filter_tile(Shape *s, real *rows, Py_ssize_t n_rows, real *packed, Py_ssize_t length, real *dst, Py_ssize_t q,
-                      Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
-    """One tile: n_rows filters times the panel that begins with pixel q of the grid."""
-    cdef Py_ssize_t NR = 2 * lanes(rows), m
-    cdef real *a[TILE_MR]
+cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *packed, Py_ssize_t runs, Py_ssize_t length, real *dst,
+                      Py_ssize_t q, Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
+    """One tile: n_rows filters times the panel that begins with pixel q of the grid, counted over the batch."""
+    cdef Py_ssize_t NR = 2 * lanes(dst), m, plane = s.Hd * s.Wd, picture = s.rows * s.cols, inside = q % picture
     cdef real *target[TILE_MR]
-    cdef bint apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd  # the grid's pixels do not lie side by side in dst
+    if not s.apart and inside + n_pixels <= picture:
+        point_rows(target, dst + q // picture * s.groups * s.K * plane + inside, plane, n_rows)
+        tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
+        return
+    e.stream = 0
+    point_rows(target, result, NR, n_rows)
+    for m in range(n_rows if e.accumulate else 0):
+        scatter(s, dst + m * plane, q, n_pixels, target[m], 0)
+    tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
+    e.stream = s.stream
     for m in range(n_rows):
-        a[m] = rows + m * s.C * s.T
-        target[m] = result + m * NR if apart else dst + m * s.Hd * s.Wd + q
-        if apart and e.accumulate:
-            scatter(s, dst + m * s.Hd * s.Wd, q, n_pixels, target[m], 0)
-    tile_by_rows(n_rows, 1, length, a, packed, NR, target, n_pixels, e)
-    if apart:
-        for m in range(n_rows):
-            scatter(s, dst + m * s.Hd * s.Wd, q, n_pixels, target[m], 1)
+        scatter(s, dst + m * plane, q, n_pixels, target[m], 1)
 
 
 cdef void scatter(Shape *s, real *plane, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
-    """Between a plane's pixels q to q + n of the grid and the same side by side; `there`: into the plane."""
-    cdef Py_ssize_t i = q // s.cols, j = q % s.cols, p
-    cdef real *row = plane + (s.origin_h + i * s.step_h) * s.Wd + s.origin_w
-    for p in range(n):
+    """Between pixels q to q + n of the grid, counted over the batch, and the same side by side; `there`: into the planes."""
+    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, picture = q // s.cols // s.rows, some
+    cdef real *row
+    while n > 0:
+        some = least(n, s.cols - j)
+        row = plane + (picture * s.groups * s.K * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w
         if there:
-            row[j * s.step_w] = side_by_side[p]
+            spread(row, side_by_side, some, s.step_w)
         else:
-            side_by_side[p] = row[j * s.step_w]
-        j += 1
-        if j == s.cols:
-            j = 0
-            row += s.step_h * s.Wd
+            copy(side_by_side, row, some, s.step_w)
+        n, side_by_side, i, j = n - some, side_by_side + some, i + 1, 0
+        if i == s.rows:
+            i, picture = 0, picture + 1
 
 
-cdef Py_ssize_t find_stretches(Shape *s, Py_ssize_t q, Py_ssize_t n_pixels, Py_ssize_t NR, Py_ssize_t *found) noexcept nogil:
-    """Where a panel's pixels lie in a source plane, tap by tap, in entries of four numbers; returns how many entries.
+cdef Py_ssize_t find_pieces(Shape *s, Py_ssize_t q, Py_ssize_t n_pixels, Py_ssize_t NR, Py_ssize_t panel_size,
+                            Py_ssize_t tap_step, Piece *pieces) noexcept nogil:
+    """Where the pixels of some panels lie in the source planes, tap by tap, with zeros outside the picture; how many pieces.
 
-    A tap begins with (index of the next tap's first entry, whether the panel needs zeros first), then come its stretches
-    (place in the panel, place in the plane, how many pixels).
+    panel_size, tap_step: numbers in a packed panel, and from tap to tap in it; pixel q of the grid, counted over the batch, is
+    the first one.
     """
-    cdef Py_ssize_t t, p, i, j, n, h, lo, hi, count = 0, head, filled
+    cdef Py_ssize_t t, p, i, j, n, h, lo, hi, begin, end, to, count = 0, picture = s.groups * s.C * s.Hs * s.Ws, start
     for t in range(s.T):
-        head = count
-        count += 1
-        p, filled = 0, 0
-        i, j = q // s.cols, q % s.cols
+        # columns of the grid from which this tap meets the picture, and no more
+        begin = ceil_div(-s.dw[t], s.stride_w) if s.dw[t] < 0 else 0
+        end = ceil_div(s.Ws - s.dw[t], s.stride_w) if s.Ws > s.dw[t] else 0
+        p, i, j, start = 0, q // s.cols % s.rows, q % s.cols, q // s.cols // s.rows * picture
         while p < n_pixels:
-            n = least(s.cols - j, n_pixels - p)
+            n = least(least(s.cols - j, n_pixels - p), NR - p % NR)
             h = i * s.stride_h + s.dh[t]
-            if 0 <= h < s.Hs:
-                # places j + lo .. j + hi of this row of the grid meet the picture
-                lo = most(0, ceil_div(-s.dw[t], s.stride_w) - j) if s.dw[t] < 0 else 0
-                hi = least(n, ceil_div(s.Ws - s.dw[t], s.stride_w) - j) if s.Ws > s.dw[t] else 0
-                if lo < hi:
-                    found[4 * count] = p + lo
-                    found[4 * count + 1] = h * s.Ws + (j + lo) * s.stride_w + s.dw[t]
-                    found[4 * count + 2] = hi - lo
-                    count += 1
-                    filled += hi - lo
-            p += n
-            i, j = i + 1, 0
-        found[4 * head] = count  # where the next tap begins
-        found[4 * head + 1] = filled < NR  # zeros first
+            lo, hi = least(n, most(0, begin - j)), most(0, least(n, end - j))
+            if not 0 <= h < s.Hs or lo >= hi:
+                lo = hi = n
+            to = p // NR * panel_size + t * tap_step + p % NR
+            if lo > 0:
+                pieces[count] = Piece(to, -1, lo)
+                count += 1
+            if lo < hi:
+                pieces[count] = Piece(to + lo, start + h * s.Ws + (j + lo) * s.stride_w + s.dw[t], hi - lo)
+                count += 1
+            if lo < hi < n:
+                pieces[count] = Piece(to + hi, -1, n - hi)
+                count += 1
+            p, j = p + n, j + n
+            if j == s.cols:
+                i, j = i + 1, 0
+                if i == s.rows:
+                    i, start = 0, start + picture
     return count
-
-
-cdef void pack_pixels(Shape *s, real *src, Py_ssize_t channels, Py_ssize_t NR, real *panel, Py_ssize_t *stretches,
-                      Py_ssize_t n) noexcept nogil:
-    """panel[c][t][p] = the source's channel c under tap t of pixel p, zero outside the picture and past the last pixel."""
-    cdef Py_ssize_t i = 0, c, next
-    while i < n:
-        next = stretches[4 * i]
-        if stretches[4 * i + 1]:
-            for c in range(channels):
-                memset(panel + c * s.T * NR, 0, NR * sizeof(real))
-        i += 1
-        while i < next:
-            copy_rows(panel + stretches[4 * i], s.T * NR, src + stretches[4 * i + 1], s.Hs * s.Ws, channels, stretches[4 * i + 2],
-                      s.stride_w)
-            i += 1
-        panel += NR
 
 
 # ---------------------------------------------------------------- grad_w: rows of the tile are channels, k runs over pixels

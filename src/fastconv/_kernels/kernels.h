@@ -41,6 +41,11 @@
 
 #include "task.h"
 
+/* n numbers at `at`, or n zeros if it is negative, that go to `to`: see pack_pieces in simd.h */
+typedef struct {
+    ptrdiff_t to, at, n;
+} piece;
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define CAT(name) JOIN(name, SUFFIX)

@@ -129,18 +129,51 @@ INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
 #endif
 }
 
-/* dst[row * dst_stride + i] = src[row * src_stride + i * step] for i < n, row < rows: one stretch of many channels. */
-static void CAT(copy_rows)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL *restrict src, ptrdiff_t src_stride,
-                           ptrdiff_t rows, ptrdiff_t n, ptrdiff_t step) {
-    for (ptrdiff_t row = 0; row < rows; row++, dst += dst_stride, src += src_stride) {
-        if (step == 1 && n == NR) {
-            CAT(store)(dst, CAT(load)(src));
-            CAT(store)(dst + VL, CAT(load)(src + VL));
-        } else if (step == 2) {
-            for (ptrdiff_t i = 0; i < n; i += VL) {
-                const ptrdiff_t some = n - i < VL ? n - i : VL;
-                CAT(store_part)(dst + i, CAT(load_even)(src + 2 * i, some), some);
+/* dst[i * step] = src[i] for i < n: the numbers between them stay. */
+static void CAT(spread)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t step) {
+    ptrdiff_t i = 0;
+    if (step == 1) {
+        CAT(copy)(dst, src, n, 1);
+        return;
+    }
+#if defined(__AVX512F__)
+    for (; step == 2 && i + VL <= n; i += VL, dst += 2 * VL) {
+        const VEC v = CAT(load)(src + i), low = INTERLEAVE_LOW(v, v), high = INTERLEAVE_HIGH(v, v);
+        if (sizeof(REAL) == 4) {
+            _mm512_mask_storeu_ps(dst, 0x5555, (__m512)low);
+            _mm512_mask_storeu_ps(dst + VL, 0x5555, (__m512)high);
+        } else {
+            _mm512_mask_storeu_pd(dst, 0x55, (__m512d)low);
+            _mm512_mask_storeu_pd(dst + VL, 0x55, (__m512d)high);
+        }
+    }
+#endif
+    for (; i < n; i++, dst += step) *dst = src[i];
+}
+
+/* dst[to + row * row_step + i] = src[at + row * plane + i * step] for i < n <= NR of every piece (to, at, n), row < rows; zeros
+ * where at < 0. */
+static void CAT(pack_pieces)(REAL *restrict dst, ptrdiff_t row_step, const REAL *restrict src, ptrdiff_t plane, ptrdiff_t rows,
+                             const piece *pieces, ptrdiff_t n_pieces, ptrdiff_t step) {
+    for (ptrdiff_t row = 0; row < rows; row++, dst += row_step, src += plane) {
+        for (const piece *p = pieces; p < pieces + n_pieces; p++) {
+            REAL *to = dst + p->to;
+            const REAL *from = src + p->at;
+            const ptrdiff_t n = p->n;
+            if (p->at >= 0 && row + 8 < rows) /* planes lie pages apart: the processor does not guess the next ones */
+                for (ptrdiff_t i = 0; i < n * step; i += VL) prefetch(from + 8 * plane + i);
+            if (p->at < 0) {
+                CAT(store_part)(to, CAT(splat)(0), n);
+                if (n > VL) CAT(store_part)(to + VL, CAT(splat)(0), n - VL);
+            } else if (step == 1) {
+                CAT(store_part)(to, CAT(load_part)(from, n), n);
+                if (n > VL) CAT(store_part)(to + VL, CAT(load_part)(from + VL, n - VL), n - VL);
+            } else if (step == 2) {
+                CAT(store_part)(to, CAT(load_even)(from, n < VL ? n : VL), n);
+                if (n > VL) CAT(store_part)(to + VL, CAT(load_even)(from + 2 * VL, n - VL), n - VL);
+            } else {
+                for (ptrdiff_t i = 0; i < n; i++) to[i] = from[i * step];
             }
-        } else CAT(copy)(dst, src, n, step);
+        }
     }
 }

@@ -13,6 +13,8 @@ cdef extern from "kernels.h" nogil:
     void prefetch(void *p)
     unsigned int begin_task()
     void end_task(unsigned int before)
+    ctypedef struct Piece "piece":
+        Py_ssize_t to, at, n
     ctypedef struct epilogue_f32:
         float *bias
         int bias_by_row, accumulate, relu, stream
@@ -31,11 +33,13 @@ cdef extern from "kernels.h" nogil:
     void point_rows_f64(double **a, double *base, Py_ssize_t step, Py_ssize_t n)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
     void transpose_f64(double *dst, Py_ssize_t dst_stride, double *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
-    void copy_rows_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
-                       Py_ssize_t step)
+    void spread_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t step)
+    void spread_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t step)
+    void pack_pieces_f32(float *dst, Py_ssize_t row_step, float *src, Py_ssize_t plane, Py_ssize_t rows, Piece *pieces,
+                         Py_ssize_t n_pieces, Py_ssize_t step)
+    void pack_pieces_f64(double *dst, Py_ssize_t row_step, double *src, Py_ssize_t plane, Py_ssize_t rows, Piece *pieces,
+                         Py_ssize_t n_pieces, Py_ssize_t step)
     void copy_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t src_step)
-    void copy_rows_f64(double *dst, Py_ssize_t dst_stride, double *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
-                       Py_ssize_t step)
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
     void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step)
@@ -121,13 +125,21 @@ cdef inline void copy(real *dst, real *src, Py_ssize_t n, Py_ssize_t src_step) n
         copy_f64(dst, src, n, src_step)
 
 
-cdef inline void copy_rows(real *dst, Py_ssize_t dst_stride, real *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t n,
-                           Py_ssize_t step) noexcept nogil:
-    """dst[row * dst_stride + i] = src[row * src_stride + i * step] for i < n, row < rows."""
+cdef inline void spread(real *dst, real *src, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
+    """dst[i * step] = src[i] for i < n."""
     if real is float:
-        copy_rows_f32(dst, dst_stride, src, src_stride, rows, n, step)
+        spread_f32(dst, src, n, step)
     else:
-        copy_rows_f64(dst, dst_stride, src, src_stride, rows, n, step)
+        spread_f64(dst, src, n, step)
+
+
+cdef inline void pack_pieces(real *dst, Py_ssize_t row_step, real *src, Py_ssize_t plane, Py_ssize_t rows, Piece *pieces,
+                             Py_ssize_t n_pieces, Py_ssize_t step) noexcept nogil:
+    """dst[to + row * row_step + i] = src[at + row * plane + i * step] for i < n of every piece, or 0 where at < 0."""
+    if real is float:
+        pack_pieces_f32(dst, row_step, src, plane, rows, pieces, n_pieces, step)
+    else:
+        pack_pieces_f64(dst, row_step, src, plane, rows, pieces, n_pieces, step)
 
 
 cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step) noexcept nogil:
