@@ -59,6 +59,31 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
 #endif
 #else
 
+#if defined(__GNUC__)
+#define DW_EVEN(a, b) __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES))
+#define DW_ODD(a, b) __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES))
+#define DW_LOW(a, b) __builtin_shufflevector(a, b, JOIN(LOW_, LANES))
+#define DW_HIGH(a, b) __builtin_shufflevector(a, b, JOIN(HIGH_, LANES))
+#else
+INLINE VEC CAT(dw_every_second)(VEC a, VEC b, int from) {
+    REAL both[2 * VL];
+    VEC r;
+    CAT(store)(both, a);
+    CAT(store)(both + VL, b);
+    for (int i = 0; i < VL; i++) r.at[i] = both[2 * i + from];
+    return r;
+}
+INLINE VEC CAT(dw_in_turn)(VEC a, VEC b, int from) {
+    VEC r;
+    for (int i = 0; i < VL; i++) r.at[i] = i % 2 ? b.at[from + i / 2] : a.at[from + i / 2];
+    return r;
+}
+#define DW_LOW(a, b) CAT(dw_in_turn)(a, b, 0)
+#define DW_HIGH(a, b) CAT(dw_in_turn)(a, b, VL / 2)
+#define DW_EVEN(a, b) CAT(dw_every_second)(a, b, 0)
+#define DW_ODD(a, b) CAT(dw_every_second)(a, b, 1)
+#endif
+
 /* The first `left` numbers, zeros after them: as load_part and store_part, without a loop on AVX2. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 INLINE __m256i CAT(dw_mask)(ptrdiff_t left) {
@@ -173,11 +198,19 @@ typedef void (*CAT(dw_function))(DW_ARGUMENTS);
 static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
 /* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
- * the pointers in x along. */
+ * the pointers in x along. The last `fresh` runs are met again `ahead` numbers further on, which is fetched now: vectors of
+ * pixels far apart are nothing that the processor would guess. */
 static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step, ptrdiff_t step,
-                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
+                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu,
+                        ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh, ptrdiff_t y_ahead) {
     for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
+        for (ptrdiff_t r = newest; r < newest + fresh; r++)
+            for (ptrdiff_t col = 0; col < m * step; col++)
+                for (ptrdiff_t c = begin; c < end; c += VL) prefetch(((const REAL **)x[r])[col] + ahead + c);
+        if (y_ahead)
+            for (ptrdiff_t col = 0; col < m; col++)
+                for (ptrdiff_t c = begin; c < end; c += VL) prefetch(y + col * y_step + y_ahead + c);
         CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
@@ -195,6 +228,207 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
 #undef DW_LIST
 #undef DW_LISTS
 #undef DW_MEETS
+
+/* ------------------------------------------------------------------------------------------------- planes as they lie
+ *
+ * A 3x3 window over one plane, vectors along its rows, a few rows of results at a time. Numbers outside a row are not read but
+ * taken for zero. Narrow planes are gone through column by column, wide ones row by row, as they come from memory; what is met
+ * two bands of rows further on, be it in the next plane, is fetched meanwhile. */
+#if defined(__AVX512F__)
+typedef __mmask16 CAT(dw_lanes);
+INLINE CAT(dw_lanes) CAT(dw_between)(ptrdiff_t lo, ptrdiff_t hi) {
+    return (__mmask16)(((1u << hi) - 1) & ~((1u << lo) - 1));
+}
+INLINE VEC CAT(dw_load_lanes)(const REAL *p, CAT(dw_lanes) lanes) {
+    if (sizeof(REAL) == 4) return (VEC)_mm512_maskz_loadu_ps(lanes, p);
+    return (VEC)_mm512_maskz_loadu_pd((__mmask8)lanes, p);
+}
+#elif defined(__AVX2__)
+typedef __m256i CAT(dw_lanes);
+INLINE CAT(dw_lanes) CAT(dw_between)(ptrdiff_t lo, ptrdiff_t hi) { return _mm256_andnot_si256(CAT(dw_mask)(lo), CAT(dw_mask)(hi)); }
+INLINE VEC CAT(dw_load_lanes)(const REAL *p, CAT(dw_lanes) lanes) {
+    if (sizeof(REAL) == 4) return (VEC)_mm256_maskload_ps((const float *)p, lanes);
+    return (VEC)_mm256_maskload_pd((const double *)p, lanes);
+}
+#else
+typedef struct { ptrdiff_t lo, hi; } CAT(dw_lanes);
+INLINE CAT(dw_lanes) CAT(dw_between)(ptrdiff_t lo, ptrdiff_t hi) { return (CAT(dw_lanes)){lo, hi}; }
+INLINE VEC CAT(dw_load_lanes)(const REAL *p, CAT(dw_lanes) lanes) {
+    if (lanes.lo == 0 && lanes.hi == VL) return CAT(load)(p);
+    REAL whole[VL] = {0};
+    for (ptrdiff_t i = lanes.lo; i < lanes.hi; i++) whole[i] = p[i];
+    return CAT(load)(whole);
+}
+#endif
+
+/* The lanes of a vector that begins with number `first` of a row of n, of which the first `most` are wanted. */
+INLINE CAT(dw_lanes) CAT(dw_inside)(ptrdiff_t first, ptrdiff_t n, ptrdiff_t most) {
+    const ptrdiff_t lo = first < 0 ? -first : 0, left = n - first < most ? n - first : most;
+    const ptrdiff_t hi = left < 0 ? 0 : left < VL ? left : VL;
+    return CAT(dw_between)(lo < hi ? lo : hi, hi);
+}
+
+/* What the three taps of a window row meet: v[j][lane] = row[first + lane * step + j], for steps of 1 and 2. */
+typedef struct { CAT(dw_lanes) lanes[4]; ptrdiff_t first; } CAT(dw_columns);
+INLINE CAT(dw_columns) CAT(dw_columns_at)(const int step, ptrdiff_t first, ptrdiff_t n, ptrdiff_t most) {
+    CAT(dw_columns) c;
+    c.first = first;
+    if (step == 1) {
+        for (int j = 0; j < 3; j++) c.lanes[j] = CAT(dw_inside)(first + j, n, most);
+        c.lanes[3] = c.lanes[2];
+    } else {
+        for (int j = 0; j < 2; j++) {
+            c.lanes[2 * j] = CAT(dw_inside)(first + 2 * j, n, 2 * most - (j ? 1 : 0));
+            c.lanes[2 * j + 1] = CAT(dw_inside)(first + 2 * j + VL, n, 2 * most - (j ? 1 : 0) - VL);
+        }
+    }
+    return c;
+}
+INLINE void CAT(dw_meet)(const int step, const REAL *row, const CAT(dw_columns) *c, VEC *v) {
+    const REAL *p = row + c->first;
+    if (step == 1) {
+        UNROLL for (int j = 0; j < 3; j++) v[j] = CAT(dw_load_lanes)(p + j, c->lanes[j]);
+    } else {
+        const VEC a = CAT(dw_load_lanes)(p, c->lanes[0]), b = CAT(dw_load_lanes)(p + VL, c->lanes[1]);
+        v[0] = DW_EVEN(a, b);
+        v[1] = DW_ODD(a, b);
+        v[2] = DW_EVEN(CAT(dw_load_lanes)(p + 2, c->lanes[2]), CAT(dw_load_lanes)(p + 2 + VL, c->lanes[3]));
+    }
+}
+
+INLINE void CAT(dw_fetch)(const REAL *p, ptrdiff_t pitch, const int rows, const int vectors) {
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) prefetch(p + i * pitch + v * VL);
+}
+
+/* A vector of ROWS rows from (begin, o) on of what dw_plane does. */
+enum { CAT(DW_ROWS) = 4, CAT(DW_GRAD_ROWS) = 2 };
+INLINE void CAT(dw_plane_block)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, const VEC *wt,
+                                const CAT(dw_columns) *columns, REAL *y, ptrdiff_t width, ptrdiff_t begin, ptrdiff_t r_end,
+                                ptrdiff_t o, VEC start, int relu) {
+    enum { ROWS = CAT(DW_ROWS) };
+    VEC acc[ROWS];
+    CAT(dw_fetch)(x + (begin + 2 * ROWS) * step * W + o * step, W, ROWS * step, step);
+    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = start;
+    UNROLL for (int i = 0; i < (ROWS - 1) * step + 3; i++) {
+        const ptrdiff_t row = begin * step + i - top;
+        if (row < 0 || row >= H) continue;
+        VEC v[3];
+        CAT(dw_meet)(step, x + row * W, columns, v);
+        UNROLL for (int m = 0; m < ROWS; m++)
+            if (i >= m * step && i - m * step < 3)
+                UNROLL for (int j = 0; j < 3; j++) acc[m] = CAT(fma)(wt[(i - m * step) * 3 + j], v[j], acc[m]);
+    }
+    UNROLL for (int m = 0; m < ROWS; m++)
+        if (begin + m < r_end) CAT(dw_store)(y + (begin + m) * width + o, relu ? CAT(relu)(acc[m]) : acc[m], width - o);
+}
+
+/* Rows r to r_end of y[r][o] = bias + sum of w[(i * 3 + j) * w_step] * x[r * step + i - top][o * step + j - left]. */
+INLINE void CAT(dw_plane_body)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w,
+                               ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu) {
+    const VEC start = CAT(splat)(bias ? *bias : 0);
+    CAT(dw_columns) columns[DW_MOST];
+    VEC wt[9];
+    UNROLL for (int i = 0; i < 9; i++) wt[i] = CAT(splat)(w[i * w_step]);
+    for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
+        const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, VL);
+        for (ptrdiff_t begin = r; begin < r_end; begin += CAT(DW_ROWS))
+            CAT(dw_plane_block)(step, x, H, W, top, wt, &one, y, width, begin, r_end, o, start, relu);
+    }
+    for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
+        const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
+        for (ptrdiff_t o = at; o < end; o += VL) columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, VL);
+        for (ptrdiff_t begin = r; begin < r_end; begin += CAT(DW_ROWS))
+            for (ptrdiff_t o = at; o < end; o += VL)
+                CAT(dw_plane_block)(step, x, H, W, top, wt, &columns[(o - at) / VL], y, width, begin, r_end, o, start, relu);
+    }
+}
+static void CAT(dw_plane)(ptrdiff_t step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w,
+                          ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu) {
+    if (step == 1) CAT(dw_plane_body)(1, x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu);
+    else CAT(dw_plane_body)(2, x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu);
+}
+
+/* Rows r to r_end of the gradient by the picture for steps of 2, from dy of H x W: dx[r][2q + b] = sum over the taps that
+ * meet it, (r + top - i) and (b + left - j) even, of w[i][j] * dy[(r + top - i) / 2][q + (b + left - j) / 2]. */
+INLINE void CAT(dw_plane_back_body)(const int odd, const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                                    const REAL *w, REAL *dx, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end) {
+    VEC wt[9];
+    UNROLL for (int t = 0; t < 9; t++) wt[t] = CAT(splat)(w[t]);
+    for (ptrdiff_t row = r; row < r_end; row++) {
+        for (ptrdiff_t q = 0; 2 * q < width; q += VL) {
+            VEC acc[2] = {CAT(splat)(0), CAT(splat)(0)}; /* even and odd columns */
+            prefetch(dy + (row + 8) / 2 * W + q);
+            UNROLL for (int j = 0; j < 3; j++) {
+                const ptrdiff_t at = q + (((odd + j) & 1) + left - j) / 2;
+                const CAT(dw_lanes) lanes = CAT(dw_inside)(at, W, VL);
+                UNROLL for (int i = 0; i < 3; i++) {
+                    const ptrdiff_t twice = row + top - i;
+                    if (twice < 0 || twice % 2 || twice / 2 >= H) continue;
+                    acc[(odd + j) & 1] = CAT(fma)(wt[i * 3 + j], CAT(dw_load_lanes)(dy + twice / 2 * W + at, lanes), acc[(odd + j) & 1]);
+                }
+            }
+            REAL *to = dx + row * width + 2 * q;
+            const ptrdiff_t some = width - 2 * q;
+            CAT(dw_store)(to, DW_LOW(acc[0], acc[1]), some);
+            if (some > VL) CAT(dw_store)(to + VL, DW_HIGH(acc[0], acc[1]), some - VL);
+        }
+    }
+}
+static void CAT(dw_plane_back)(const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w, REAL *dx,
+                               ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end) {
+    if (left % 2) CAT(dw_plane_back_body)(1, dy, H, W, top, left, w, dx, width, r, r_end);
+    else CAT(dw_plane_back_body)(0, dy, H, W, top, left, w, dx, width, r, r_end);
+}
+
+/* acc[t][lane] += dy * x under tap t, for a vector of ROWS rows of dy from (begin, o) on. */
+INLINE void CAT(dw_plane_grad_block)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top,
+                                     const CAT(dw_columns) *columns, const REAL *dy, ptrdiff_t height, ptrdiff_t width,
+                                     ptrdiff_t begin, ptrdiff_t o, VEC *acc) {
+    enum { ROWS = CAT(DW_GRAD_ROWS) };
+    VEC g[ROWS];
+    CAT(dw_fetch)(x + (begin + 4 * ROWS) * step * W + o * step, W, ROWS * step, step);
+    CAT(dw_fetch)(dy + (begin + 4 * ROWS) * width + o, width, ROWS, 1);
+    UNROLL for (int m = 0; m < ROWS; m++)
+        g[m] = begin + m < height ? CAT(dw_load)(dy + (begin + m) * width + o, width - o) : CAT(splat)(0);
+    UNROLL for (int i = 0; i < (ROWS - 1) * step + 3; i++) {
+        const ptrdiff_t row = begin * step + i - top;
+        if (row < 0 || row >= H) continue;
+        VEC v[3];
+        CAT(dw_meet)(step, x + row * W, columns, v);
+        UNROLL for (int m = 0; m < ROWS; m++)
+            if (i >= m * step && i - m * step < 3 && (m == 0 || begin + m < height))
+                UNROLL for (int j = 0; j < 3; j++)
+                    acc[(i - m * step) * 3 + j] = CAT(fma)(g[m], v[j], acc[(i - m * step) * 3 + j]);
+    }
+}
+
+/* total[t][lane] += dy * x under tap t, over a plane; a plane's sums are their own first. */
+INLINE void CAT(dw_plane_grad_body)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                                    const REAL *dy, ptrdiff_t height, ptrdiff_t width, REAL *total) {
+    CAT(dw_columns) columns[DW_MOST];
+    VEC acc[9];
+    UNROLL for (int t = 0; t < 9; t++) acc[t] = CAT(splat)(0);
+    /* no lanes past dy's last column: zero times what is there need not be zero */
+    for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
+        const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
+        for (ptrdiff_t begin = 0; begin < height; begin += CAT(DW_GRAD_ROWS))
+            CAT(dw_plane_grad_block)(step, x, H, W, top, &one, dy, height, width, begin, o, acc);
+    }
+    for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
+        const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
+        for (ptrdiff_t o = at; o < end; o += VL)
+            columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
+        for (ptrdiff_t begin = 0; begin < height; begin += CAT(DW_GRAD_ROWS))
+            for (ptrdiff_t o = at; o < end; o += VL)
+                CAT(dw_plane_grad_block)(step, x, H, W, top, &columns[(o - at) / VL], dy, height, width, begin, o, acc);
+    }
+    UNROLL for (int t = 0; t < 9; t++) CAT(store)(total + t * VL, CAT(add)(CAT(load)(total + t * VL), acc[t]));
+}
+static void CAT(dw_plane_grad)(ptrdiff_t step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                               const REAL *dy, ptrdiff_t height, ptrdiff_t width, REAL *total) {
+    if (step == 1) CAT(dw_plane_grad_body)(1, x, H, W, top, left, dy, height, width, total);
+    else CAT(dw_plane_grad_body)(2, x, H, W, top, left, dy, height, width, total);
+}
 
 /* ------------------------------------------------------------------------------------------------- staged planes */
 
@@ -230,35 +464,6 @@ static void CAT(dw_flat)(ptrdiff_t taps, const REAL *const *x, const REAL *const
     }
 }
 #undef DW_CALL
-
-/* A 3x3 window at steps of one, four rows of a plane at a time: a vector of the picture is loaded once for the three rows of
- * results that it goes into. x is the first cell that any tap meets, w + i * w_step the weight of the i-th from there.
- * A vector that reaches past the end of a row holds the beginning of the next, as it should be. */
-static void CAT(dw_flat_3x3)(const REAL *x, ptrdiff_t pitch, const REAL *w, ptrdiff_t w_step, ptrdiff_t rows, REAL *y,
-                             const REAL *bias, int relu) {
-    VEC wt[9];
-    UNROLL for (int i = 0; i < 9; i++) wt[i] = CAT(splat)(w[i * w_step]);
-    for (ptrdiff_t r = 0; r + 4 <= rows; r += 4) {
-        for (ptrdiff_t o = 0; o < pitch; o += VL) {
-            const REAL *p = x + r * pitch + o;
-            VEC acc[4];
-            UNROLL for (int m = 0; m < 4; m++) acc[m] = CAT(splat)(bias ? *bias : 0);
-            UNROLL for (int i = 0; i < 6; i++) {
-                UNROLL for (int j = 0; j < 3; j++) {
-                    const VEC v = CAT(load)(p + j);
-                    UNROLL for (int m = 0; m < 4; m++)
-                        if (i >= m && i - m < 3) acc[m] = CAT(fma)(wt[(i - m) * 3 + j], v, acc[m]);
-                }
-                p += pitch;
-            }
-            REAL *to = y + r * pitch + o;
-            UNROLL for (int m = 0; m < 4; m++) {
-                CAT(store)(to, relu ? CAT(relu)(acc[m]) : acc[m]);
-                to += pitch;
-            }
-        }
-    }
-}
 
 /* acc[t][lane] += dy * x[t], lane by lane along n numbers of a row. */
 INLINE void CAT(dw_dot_body)(const int taps, const REAL *const *x, const REAL *dy, ptrdiff_t n, REAL *acc) {
@@ -316,8 +521,8 @@ static void CAT(dw_deal)(REAL *restrict dst, ptrdiff_t step, const REAL *restric
         for (; 2 * i < n; i += VL) {
             const ptrdiff_t left = n - 2 * i;
             const VEC a = CAT(dw_load)(src + 2 * i, left), b = left > VL ? CAT(dw_load)(src + 2 * i + VL, left - VL) : CAT(splat)(0);
-            CAT(dw_store)(dst + i, __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES)), (left + 1) / 2);
-            CAT(dw_store)(dst + step + i, __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES)), left / 2);
+            CAT(dw_store)(dst + i, DW_EVEN(a, b), (left + 1) / 2);
+            CAT(dw_store)(dst + step + i, DW_ODD(a, b), left / 2);
         }
         return;
     }
@@ -338,8 +543,8 @@ static void CAT(dw_collect)(REAL *restrict dst, const REAL *restrict src, ptrdif
         for (; 2 * i < n; i += VL) {
             const ptrdiff_t left = n - 2 * i;
             const VEC a = CAT(load)(src + i), b = CAT(load)(src + step + i);
-            CAT(dw_store)(dst + 2 * i, __builtin_shufflevector(a, b, JOIN(LOW_, LANES)), left);
-            if (left > VL) CAT(dw_store)(dst + 2 * i + VL, __builtin_shufflevector(a, b, JOIN(HIGH_, LANES)), left - VL);
+            CAT(dw_store)(dst + 2 * i, DW_LOW(a, b), left);
+            if (left > VL) CAT(dw_store)(dst + 2 * i + VL, DW_HIGH(a, b), left - VL);
         }
         return;
     }
@@ -347,4 +552,8 @@ static void CAT(dw_collect)(REAL *restrict dst, const REAL *restrict src, ptrdif
     for (ptrdiff_t at = i * S; at < n; i++)
         for (ptrdiff_t k = 0; k < S && at < n; k++, at++) dst[at] = src[k * step + i];
 }
+#undef DW_EVEN
+#undef DW_ODD
+#undef DW_LOW
+#undef DW_HIGH
 #endif

@@ -1,8 +1,9 @@
 """Depthwise convolution: each channel has `multiplier` filters of its own. Forward and both gradients.
 
-NHWC works on the picture as it lies, vectors over channels, row by row. Small planes of NCHW are
-turned over for that, some channels at a time. Large ones are staged, padded, in a small buffer where every tap of the window is
-the plane shifted by a fixed offset; a stride deals the plane out to stride x stride smaller ones.
+NHWC works on the picture as it lies, vectors over channels, row by row. NCHW with the common 3x3 window works on each plane as
+it lies, vectors along the rows. For other windows small planes are turned over, some channels at a time; large ones are staged,
+padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride deals the plane out
+to stride x stride smaller ones.
 
 The gradient by the picture is the forward loop seen from the other side: dx is written where y was, dy read where x was, and
 with a stride S the places of dx fall into S phases, each with the taps that reach it. `Axis` holds that for one direction.
@@ -20,15 +21,25 @@ cnp.import_array()
 cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu)
+                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu,
+                    Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
     void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu)
+                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu,
+                    Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
-    void dw_flat_3x3_f32(const float *x, Py_ssize_t pitch, const float *w, Py_ssize_t w_step, Py_ssize_t rows, float *y,
-                         const float *bias, int relu)
-    void dw_flat_3x3_f64(const double *x, Py_ssize_t pitch, const double *w, Py_ssize_t w_step, Py_ssize_t rows, double *y,
-                         const double *bias, int relu)
+    void dw_plane_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w,
+                      Py_ssize_t w_step, float *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, const float *bias, int relu)
+    void dw_plane_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
+                      Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, const double *bias, int relu)
+    void dw_plane_back_f32(const float *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w, float *dx,
+                           Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end)
+    void dw_plane_back_f64(const double *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
+                           double *dx, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end)
+    void dw_plane_grad_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
+                           const float *dy, Py_ssize_t height, Py_ssize_t width, float *total)
+    void dw_plane_grad_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
+                           const double *dy, Py_ssize_t height, Py_ssize_t width, double *total)
     void dw_dot_f32(Py_ssize_t taps, const float **x, const float *dy, Py_ssize_t n, float *acc)
     void dw_dot_f64(Py_ssize_t taps, const double **x, const double *dy, Py_ssize_t n, double *acc)
     void dw_deal_f32(float *dst, Py_ssize_t step, const float *src, Py_ssize_t n, Py_ssize_t S)
@@ -145,11 +156,12 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
 
 
 cdef inline void pixels(bint grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu) noexcept nogil:
+                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu, Py_ssize_t ahead,
+                        Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead) noexcept nogil:
     if real is float:
-        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu)
+        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, ahead, newest, fresh, y_ahead)
     else:
-        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu)
+        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, ahead, newest, fresh, y_ahead)
 
 
 cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_t *step) noexcept nogil:
@@ -171,10 +183,14 @@ cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_
 
 
 cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
-                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu) noexcept nogil:
-    """One row that is written, C channels of one image; with `grad` the weights are what is written, by adding."""
+                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint fetch) noexcept nogil:
+    """One row that is written, C channels of one image; with `grad` the weights are what is written, by adding.
+
+    `fetch`: what the next row needs is fetched into the cache meanwhile.
+    """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, full
+    cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, full, fresh
+    cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth
     cdef int kind
     cdef void **table
     for phase in range(min(v.out_step, v.n_out)):
@@ -195,13 +211,14 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
                         t.run_x[runs], t.run_w[runs] = t.tap_x[taps], t.tap_w[taps]
                         runs += 1
                     taps += 1
-        full = C // lanes * lanes if kind else 0
+        full, fresh = C // lanes * lanes if kind else 0, min(runs, h.in_step) if fetch else 0
         if full:
             pixels(grad, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, v.in_step, 0, full,
-                   y + phase * y_depth, v.out_step * y_depth, bias, relu)
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu, ahead, 0 if h.back else runs - fresh, fresh,
+                   v.n_out * y_depth if grad and fetch else 0)
         if full < C:
             pixels(grad, 0, n, taps, t.tap_x, t.tap_w, 0, v.in_step, full, C,
-                   y + phase * y_depth, v.out_step * y_depth, bias, relu)
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu, 0, 0, 0, 0)
 
 
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
@@ -288,14 +305,14 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
                     nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, C,
-                             bias + c if bias is not NULL else NULL, relu)
+                             bias + c if bias is not NULL else NULL, relu, True)
                 elif back:
-                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False)
+                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, True)
                     fold(first + c, D, buffer, v.n_out, C, m)
                 else:
                     for k in range(m):
                         nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
-                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu)
+                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, True)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
     free(scratch)
@@ -346,7 +363,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         depth = C
                     for k in range(m):
                         nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
-                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False)
+                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, True)
             end_task(before)
         if not in_place:
             for t in range(taps):
@@ -359,6 +376,85 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     free(scratch)
     if not in_place:
         free(sums)
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------- NCHW, 3x3 windows
+#
+# The common window works on the planes as they lie, along their rows.
+
+cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t itemsize) noexcept:
+    """Whether the planes are taken so: 3x3 windows at steps of 1 or 2, and rows that fill some of a vector."""
+    return (m == 1 and h.F == v.F == 3 and h.dilation == v.dilation == 1 and h.S == v.S <= 2
+            and 4 * v.n_out * itemsize >= VECTOR_BYTES)
+
+
+cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
+                int threads) except -1:
+    """Forward (x is read, y written) and grad_x (dy is read, dx written); with few planes each is cut into bands of rows."""
+    cdef Py_ssize_t bands = max(1, min(4 * threads // max(1, N * D), h.n_out // 8)), item, plane, band, r, r_end
+    cdef Py_ssize_t first = 8 if h.back else 0, w_step = -1 if h.back else 1
+    cdef real *b
+    cdef real *one
+    cdef real *read
+    cdef real *made
+    cdef unsigned int before = 0
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = begin_task()
+            for item in prange(N * D * bands, schedule="static"):
+                plane, band = item // bands, item % bands
+                r, r_end = h.n_out * band // bands, h.n_out * (band + 1) // bands
+                b = bias + plane % D if bias is not NULL else NULL
+                one, read, made = w + plane % D * 9, x + plane * h.n_in * v.n_in, y + plane * h.n_out * v.n_out
+                if h.back and h.S == 2:
+                    if real is float:
+                        dw_plane_back_f32(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end)
+                    else:
+                        dw_plane_back_f64(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end)
+                elif real is float:
+                    dw_plane_f32(h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r, r_end,
+                                 b, relu)
+                else:
+                    dw_plane_f64(h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r, r_end,
+                                 b, relu)
+            end_task(before)
+    return 0
+
+
+cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, int threads) except -1:
+    """A channel, and a fixed share of the images, at a time."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), parts = max(1, min(N, PARTS // D)), own = 9 * lanes
+    cdef real *sums = <real *> malloc((D * parts * own) * sizeof(real))
+    cdef Py_ssize_t item, c, part, n, t, i
+    cdef unsigned int before = 0
+    cdef real *total
+    cdef real one
+    if sums is NULL:
+        raise MemoryError
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = begin_task()
+            for item in prange(D * parts, schedule="static"):
+                c, part = item // parts, item % parts
+                total = sums + item * own
+                memset(total, 0, own * sizeof(real))
+                for n in range(N * part // parts, N * (part + 1) // parts):
+                    if real is float:
+                        dw_plane_grad_f32(h.in_step, x + (n * D + c) * h.n_in * v.n_in, h.n_in, v.n_in, -h.near, -v.near,
+                                          dy + (n * D + c) * h.n_out * v.n_out, h.n_out, v.n_out, total)
+                    else:
+                        dw_plane_grad_f64(h.in_step, x + (n * D + c) * h.n_in * v.n_in, h.n_in, v.n_in, -h.near, -v.near,
+                                          dy + (n * D + c) * h.n_out * v.n_out, h.n_out, v.n_out, total)
+            end_task(before)
+        for c in range(D):
+            for t in range(9):
+                one = 0
+                for part in range(parts):
+                    for i in range(lanes):
+                        one = one + sums[(c * parts + part) * own + t * lanes + i]
+                dw[c * 9 + t] = one
+    free(sums)
     return 0
 
 
@@ -433,7 +529,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                     for row in range(h.n_out):
                         nhwc_row(False, h, v, t, read, G, by_tap + k * taps * D + c, D,
                                  spare if back and k else made + row * width, G, row, C,
-                                 biases + k * D + c if bias is not NULL else NULL, relu)
+                                 biases + k * D + c if bias is not NULL else NULL, relu, False)
                         if back and k:
                             add_to(made + row * width, spare, width)
                     if not back or k == m - 1:
@@ -485,7 +581,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                         turn_over(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
                         for row in range(h.n_out):
                             nhwc_row(True, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
-                                     <real *> NULL, False)
+                                     <real *> NULL, False, False)
                 for k in range(m):
                     turn_over(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
             end_task(before)
@@ -590,23 +686,6 @@ cdef inline void flat(Py_ssize_t taps, void **x, void **w, Py_ssize_t n, real *y
         dw_flat_f64(taps, <const double **> x, <const double **> w, n, y, bias, relu)
 
 
-cdef void flat_rows(Stage *s, Py_ssize_t taps, void **x, void **w, Py_ssize_t rows, real *y, real *bias, bint relu) noexcept nogil:
-    """Rows of a result: four at a time where a path of its own does that, the rest by single taps."""
-    cdef Py_ssize_t k, done = 0, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
-    cdef bint back = s.h.back
-    cdef real *first = <real *> (x[8 if back else 0] if taps == 9 else NULL)
-    if rows >= 4 and taps == 9 and s.h.F == 3 and s.v.F == 3 and s.h.S == s.v.S == s.h.dilation == s.v.dilation == 1:
-        done = rows // 4 * 4
-        if real is float:
-            dw_flat_3x3_f32(first, s.pitch, <real *> w[8 if back else 0], -1 if back else 1, rows, y, bias, relu)
-        else:
-            dw_flat_3x3_f64(first, s.pitch, <real *> w[8 if back else 0], -1 if back else 1, rows, y, bias, relu)
-        for k in range(taps):
-            x[k] = <real *> x[k] + done * s.pitch
-    if done < rows:
-        flat(taps, x, w, ((rows - done) * s.pitch + lanes - 1) // lanes, y + done * s.pitch, bias, relu)
-
-
 cdef inline void collect(real *dst, real *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S) noexcept nogil:
     if real is float:
         dw_collect_f32(dst, src, step, n, S)
@@ -618,7 +697,7 @@ cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *
                    real *bias, bint relu, Py_ssize_t q) noexcept nogil:
     """All results of one channel in a band that begins with row q, phase by phase, into the scratch behind the staged planes."""
     cdef Py_ssize_t phases = s.h.out_step * s.v.out_step
-    cdef Py_ssize_t result, phase, k, taps, rows, window = s.h.F * s.v.F
+    cdef Py_ssize_t result, phase, k, taps, rows, window = s.h.F * s.v.F, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef real *y = staged + s.dealt
     for result in range(s.results):
         for phase in range(phases):
@@ -628,7 +707,7 @@ cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *
                 lists[k] = staged + offset[begin[phase] + k]
                 lists[taps + k] = w + result * window + weight[begin[phase] + k]
             if rows > 0:
-                flat_rows(s, taps, lists, lists + taps, rows, y, bias + result if bias is not NULL else NULL, relu)
+                flat(taps, lists, lists + taps, (rows * s.pitch + lanes - 1) // lanes, y, bias + result if bias is not NULL else NULL, relu)
             y += s.flat
 
 
@@ -814,6 +893,8 @@ cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, 
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
+    if nchw_order and as_they_lie(h, v, m, sizeof(real)):
+        return planes(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, h, v, relu, threads)
     if channels:
         return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
     if nchw_order:
@@ -860,6 +941,8 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
 cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
                     bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
+    if nchw_order and as_they_lie(h, v, m, sizeof(real)):
+        return planes_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, h, v, threads)
     if channels:
         return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
     if nchw_order:
