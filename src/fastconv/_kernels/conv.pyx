@@ -33,6 +33,7 @@ cdef enum:
     STREAM = 1 << 24      # bytes of a result that no cache keeps: it is written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
+    TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
@@ -340,12 +341,13 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     cdef Py_ssize_t NR = 2 * lanes(like), tap_bytes = most(1, s.T) * NR * <Py_ssize_t> sizeof(real), chunks
     z.panels = ceil_div(s.N * s.rows * s.cols, NR)
     # Many panels together: long stretches of each plane, and every row of weights serves them all.
-    z.together = most(1, least(z.panels, 8))
+    z.together = most(1, least(z.panels, TOGETHER))
     while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
     z.sets = ceil_div(z.panels, z.together)
     z.together = ceil_div(z.panels, most(1, z.sets))
-    chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (z.together * tap_bytes)))
+    # They give the order of the sums, so they depend on neither threads nor batch.
+    chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (TOGETHER * tap_bytes)))
     z.channels = most(1, ceil_div(s.C, most(1, chunks)))
     z.cuts = most(1, least(ceil_div(s.K, 4 * TILE_MR), 4 * threads // most(1, s.groups * z.sets)))
     # Every row of the grid that a set touches gives a piece, zeros before and zeros after it; a panel's edge cuts one in two.
