@@ -269,7 +269,9 @@ class SGD(Optimizer):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- The gradient g is the mean over a minibatch. Moves 12 bytes a float32 parameter; no state. PyTorch's and
+    Notes
+    -----
+    The gradient g is the mean over a minibatch. Moves 12 bytes a float32 parameter; no state. PyTorch's and
     Keras's SGD are the same. Choose it as the baseline, with a rate that decays (`schedules`), since the gradient's
     noise does not vanish.
 
@@ -305,7 +307,9 @@ class Momentum(Optimizer):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- Under a constant gradient the speed grows to lr |g|/(1 - a): `max_speedup` times that of `SGD`. Moves 20
+    Notes
+    -----
+    Under a constant gradient the speed grows to ``lr |g|/(1 - a)``: `max_speedup` times that of `SGD`. Moves 20
     bytes a float32 parameter; state v. Keras's SGD(momentum) is the same; PyTorch's keeps -v/lr, and so differs where
     lr changes: its velocity is rescaled at once. Choose it where the loss has long narrow valleys or noisy gradients,
     and search the rate.
@@ -336,7 +340,7 @@ class Momentum(Optimizer):
 
     @property
     def max_speedup(self) -> float:
-        """Top speed under a constant gradient in units of lr |g|: 1/(1 - momentum)."""
+        """Top speed under a constant gradient in units of ``lr |g|``: 1/(1 - momentum)."""
         return 1 / (1 - self._coefficients["momentum"])
 
 
@@ -353,7 +357,9 @@ class Nesterov(Momentum):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- Between steps params hold the interim point theta + a v, where the next gradient is to be taken, so that
+    Notes
+    -----
+    Between steps params hold the interim point theta + a v, where the next gradient is to be taken, so that
     a training loop looks as with any optimizer; it moves by a v - lr g with the new v. ``with opt.solution():`` shows
     theta. Moves 20 bytes a float32 parameter; state v. PyTorch's and Keras's nesterov=True hold the same point (and
     PyTorch's velocity as in `Momentum`), without a way back to theta. Choose it wherever `Momentum` would do: it brakes
@@ -392,7 +398,9 @@ class AdaGrad(Optimizer):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- eps stands outside the root, as in the lecture. PyTorch's Adagrad is the same with eps=1e-10; Keras's
+    Notes
+    -----
+    eps stands outside the root, as in the lecture. PyTorch's Adagrad is the same with eps=1e-10; Keras's
     has eps inside the root and starts with r = 0.1. Moves 20 bytes a float32 parameter; state r. Choose it for convex
     problems and for sparse gradients; in deep nets r, which never forgets, lets the rate fall too soon.
 
@@ -440,7 +448,9 @@ class RMSProp(Optimizer):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- eps stands outside the root. PyTorch's RMSprop has it there too, but its rho is 0.99, its lr 1e-2, and
+    Notes
+    -----
+    eps stands outside the root. PyTorch's RMSprop has it there too, but its rho is 0.99, its lr 1e-2, and
     its momentum is never Nesterov's and takes lr outside v; Keras's has eps=1e-7 inside the root, and no Nesterov
     either. Moves 20 bytes a float32 parameter, 28 with momentum; state r (and v). Choose it as Adam's simpler kin, for
     recurrent nets and for losses that change as training goes.
@@ -488,7 +498,9 @@ class Adam(Optimizer):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- s^ = s/(1 - b1^t) and r^ = r/(1 - b2^t) undo the bias of the start at 0, t = 1 at the first step; eps is
+    Notes
+    -----
+    s^ = s/(1 - b1^t) and r^ = r/(1 - b2^t) undo the bias of the start at 0, t = 1 at the first step; eps is
     added to the root of r^, after the correction. The loop divides once: lr sqrt(1 - b2^t)/(1 - b1^t) * s/(sqrt(r) +
     eps sqrt(1 - b2^t)) is the same. PyTorch's Adam is the same; Keras's adds eps=1e-7 before the correction of r. Moves
     28 bytes a float32 parameter; state s, r. Choose it first: robust to the choice of its settings, though lr sometimes
@@ -537,7 +549,9 @@ class AdamW(Adam):
     TypeError, ValueError
         If an array or a coefficient does not fit.
 
-    Notes ----- PyTorch's AdamW is the same; Keras's has eps as in its Adam and weight_decay=0.004. Moves 28 bytes a
+    Notes
+    -----
+    PyTorch's AdamW is the same; Keras's has eps as in its Adam and weight_decay=0.004. Moves 28 bytes a
     float32 parameter; state s, r. Choose it instead of `Adam` wherever weights are to decay.
 
     Examples
