@@ -3,7 +3,7 @@
     python docs/run.py [PAGE ...]
 
 A block that prints is followed by an ``output`` block, which must be what it prints ("..." stands for anything). The
-pictures that a page saves are left in docs/_build/pictures. sphinx-build calls this as it begins, see conf.py.
+pictures that a page saves are left in docs/_build/pictures, with the drawings. sphinx-build calls this as it begins, see conf.py.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import re
 import sys
 import time
 from pathlib import Path
+
+import drawings
 
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "_build" / "pictures"
@@ -43,6 +45,7 @@ def run(page: Path) -> int:
 
 def main(names: list[str]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
+    drawings.draw(PICTURES)
     chosen = [Path(name).resolve() for name in names] or pages()
     with contextlib.chdir(PICTURES):
         for page in chosen:
