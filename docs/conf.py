@@ -16,7 +16,7 @@ import fastconv
 
 project = "fastconv"
 author = "The fastconv developers"
-copyright = author  # noqa: A001  (the name that Sphinx reads)
+copyright = author
 release = version = fastconv.__version__
 
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc"]
@@ -26,6 +26,7 @@ default_role = "py:obj"
 nitpicky = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # the docstrings say more: shapes
 numpydoc_show_class_members = False
 myst_heading_anchors = 3

@@ -3,7 +3,7 @@
     python docs/run.py [PAGE ...]
 
 A block that prints is followed by an ``output`` block, which must be what it prints ("..." stands for anything). The
-pictures that a page saves are left in docs/_build/pictures, with the drawings. sphinx-build calls this as it begins, see conf.py.
+pictures that a page saves are left in docs/_build/pictures, with the drawings. sphinx-build begins with this (conf.py).
 """
 
 import contextlib
