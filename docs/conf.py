@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -39,15 +40,17 @@ html_copy_source = False
 
 def run_pages(app: Sphinx) -> None:
     """Run the pages' code in a process of its own; a page that fails ends the build."""
-    subprocess.run([sys.executable, "-W", "error", str(Path(__file__).with_name("run.py"))], check=True)
+    if subprocess.run([sys.executable, "-W", "error", str(Path(__file__).with_name("run.py"))]).returncode:
+        raise SphinxError("the Python of a page failed")
 
 
 def resolve_by_last_name(app: Sphinx, env: Any, node: Any, shown: Any) -> Any:
-    """`conv2d` in a docstring of any module links to fastconv.conv2d; a name that has no page, say a parameter's, is code."""
+    """`conv2d` in a docstring of any module links to fastconv.conv2d; other names, such as a parameter's, are code."""
     if node.get("refdomain") != "py" or node["reftype"] != "obj":
         return None
-    found = {entry[1].node_id: entry for entry in env.domains["py"].find_obj(env, "", None, node["reftarget"], None, 1)}
-    if len(found) != 1:
+    wanted = node["reftarget"]
+    found = {entry[1].node_id: entry for entry in env.domains["py"].find_obj(env, "", None, wanted, None, 1)}
+    if len(found) != 1 or (wanted.islower() and "." not in wanted and wanted not in fastconv.__all__):
         return shown
     name, entry = next(iter(found.values()))
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, shown, name)
