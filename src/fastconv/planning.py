@@ -60,7 +60,7 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     if not p.pointwise:
         return p.N, (p.H1, p.W1), p.window.size
     pixels = p.H1 * p.W1
-    if p.direction == "grad_w" and pixels > 512:  # whose strips are made of whole rows
+    if p.direction == "grad_w" and pixels > 512 and not (p.nchw and p.N >= 8):  # whose parts are made of whole rows
         N, size = (p.N, (p.H1, p.W1)) if p.nchw else (1, (p.N * p.H1, p.W1))
     elif p.nchw:
         N, size = p.N, (1, pixels)
@@ -173,14 +173,12 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 
 def weight_gradient(p: Problem, gather: Any) -> Any:
-    """grad_w of `gather`, cut by the problem's numbers alone into about eight tasks: into cuts of the filters of 256 and more,
-    for each of which the source is packed again, and parts of the pixels, each of which needs sums of its own."""
+    """grad_w of `gather`; its pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
+    enough for eight threads, if these sums are neither large nor soon done."""
     (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
-    tasks = max(1, min(8, p.flops // 4_000_000) // p.groups)
     weights = p.window.F[0] * p.window.F[1] * D * K
-    parts = max(1, min(tasks, 4 if weights > 1 << 16 else 8, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights)))
-    cuts = max(1, min(-(-tasks // parts), 2 if parts > 1 else 8, K // 256))
-    return _kernels.kernel("conv").WeightGradient(gather, parts, cuts)
+    most = min(4 if weights > 1 << 16 else 8, p.flops // 4_000_000 // p.groups, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights))
+    return _kernels.kernel("conv").WeightGradient(gather, 1 << max(1, most).bit_length() - 1)
 
 
 def _im2col(p: Problem) -> Job:

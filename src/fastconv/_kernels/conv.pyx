@@ -33,6 +33,8 @@ cdef enum:
     STREAM = 1 << 24      # bytes of a result that no cache keeps: it is written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
+    SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
+    IN_PLACE = 256        # filters that make up for packing what they are multiplied with
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
 
 
@@ -513,20 +515,23 @@ cdef struct Strips:
     Py_ssize_t block_size             # numbers in a packed block
     Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
     Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
+    Py_ssize_t cuts                   # of the panels, among the threads
+    bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
+    bint dy_in_place                  # whole panels that few tiles meet: nor is dy
 
 
 @cython.final
 cdef class WeightGradient:
     """grad_w of a forward gather: dw[t][c][k] = sum over pixels of src[pixel + offset[t], c] * dy[pixel, k].
 
-    The filters are cut into `cuts`, the rows of the grid into `parts` whose sums are added in order. Both depend on the
-    problem alone, so the result does not depend on the threads.
+    The rows of the grid are cut into `parts` whose sums are added in order; they depend on the problem alone, so the result
+    does not depend on the threads.
     """
     cdef Gather forward
-    cdef Py_ssize_t parts, cuts
+    cdef Py_ssize_t parts
 
-    def __init__(self, Gather forward, Py_ssize_t parts, Py_ssize_t cuts):
-        self.forward, self.parts, self.cuts = forward, parts, cuts
+    def __init__(self, Gather forward, Py_ssize_t parts):
+        self.forward, self.parts = forward, parts
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
@@ -541,15 +546,15 @@ cdef class WeightGradient:
 
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
-    cdef Strips z = plan_strips(s, self.cuts, like)
-    return self.parts * s.groups * s.T * s.C * z.ld * sizeof(real) + threads * strip_bytes(s, &z, self.cuts, like)
+    cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
+    return self.parts * s.groups * s.T * s.C * z.ld * sizeof(real) + threads * strip_bytes(s, &z, like)
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
-    cdef Strips z = plan_strips(s, self.cuts, like)
-    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * self.cuts, rows = s.N * s.rows
-    cdef Py_ssize_t scratch = strip_bytes(s, &z, self.cuts, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut
+    cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
+    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts, rows = s.N * s.rows
+    cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -561,22 +566,25 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            p, g, cut = i // self.cuts // s.groups, i // self.cuts % s.groups, i % self.cuts
+            p, g, cut = i // z.cuts // s.groups, i // z.cuts % s.groups, i % z.cuts
             gradient_task(s, &z, x, d, total + (p * s.groups + g) * size, nchw, g, rows * p // self.parts,
-                          rows * (p + 1) // self.parts, z.panels * cut // self.cuts, z.panels * (cut + 1) // self.cuts,
+                          rows * (p + 1) // self.parts, z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
                           space + threadid() * scratch)
         for i in prange(s.groups * channel_blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
             g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
             write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut)
 
 
-cdef Strips plan_strips(Shape *s, Py_ssize_t cuts, real *like) noexcept nogil:
+cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Strips z
     cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures
     z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
     z.ld = z.panels * NR
+    z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
+    z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
+                  and not (nchw and s.stride_w > 1) and s.K < IN_PLACE)
     # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
     z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
     z.pack_w = 1 if s.dw[last] == s.dw[0] else s.stride_w
@@ -585,16 +593,18 @@ cdef Strips plan_strips(Shape *s, Py_ssize_t cuts, real *like) noexcept nogil:
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
-    z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, cuts) * NR)) // most(1, s.cols)))
+    z.dy_in_place = not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
     z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
     return z
 
 
-cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, Py_ssize_t cuts, real *like) noexcept nogil:
-    return (aligned(2 * z.rows * sizeof(void *)) + aligned(z.blocks_at_once * z.block_size * sizeof(real))
-            + aligned(ceil_div(z.panels, cuts) * z.rows * s.cols * 2 * lanes(like) * sizeof(real)))
+cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
+    return (aligned((1 + TILE_MR) * z.rows * sizeof(void *))
+            + aligned((0 if z.in_place else z.blocks_at_once * z.block_size) * sizeof(real))
+            + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
 
 
 cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, bint nchw, Py_ssize_t g, Py_ssize_t row,
@@ -602,8 +612,9 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
     """Some rows of the grid, counted over the batch, all channels and some panels of filters of group g."""
     cdef Py_ssize_t NR = 2 * lanes(src), i, b, rows
     cdef real **starts = <real **> scratch
-    cdef real *x = <real *> (scratch + aligned(2 * z.rows * sizeof(void *)))
-    cdef real *d = <real *> (<char *> x + aligned(z.blocks_at_once * z.block_size * sizeof(real)))
+    cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
+    cdef real *packed = <real *> (<char *> x + aligned((0 if z.in_place else z.blocks_at_once * z.block_size) * sizeof(real)))
+    cdef real *d
     cdef bint accumulate = False
     cdef unsigned int before = begin_task()
     if row == row_end:
@@ -611,9 +622,15 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
             memset(total + i * z.ld + panel * NR, 0, (panel_end - panel) * NR * sizeof(real))
     while row < row_end:
         rows = least(z.rows, row_end - row)
-        pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
+        if z.dy_in_place:
+            d = dy + (row * s.cols * s.groups + g) * s.K + panel * NR
+        else:
+            d = packed
+            pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
         b = 0
-        while b < z.blocks:
+        for i in range(z.blocks if z.in_place else 0):
+            pointwise_block(s, z, src, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
+        while b < z.blocks and not z.in_place:
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, least(z.blocks, b + z.blocks_at_once))
             for i in range(b, least(z.blocks, b + z.blocks_at_once)):
                 gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
@@ -625,11 +642,12 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
                          Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate) noexcept nogil:
-    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's."""
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy."""
     cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
+    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
     cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
     while t < s.T:
         for i in range(pieces):
@@ -640,9 +658,37 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
             for p in range(panel, panel_end):
                 for m in range(n):
                     c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
-                tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * rows * s.cols * NR, NR, c,
+                tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
                                 least(NR, s.K - p * NR), &e)
         t += z.taps
+
+
+cdef void pointwise_block(Shape *s, Strips *z, real *src, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
+                          Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
+                          bint accumulate) noexcept nogil:
+    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
+    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, channels = least(z.block, s.C - block * z.block), plane = s.Hs * s.Ws
+    cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, picture, h
+    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
+    cdef real *to[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
+    for i in range(pieces):
+        first = channels * i // pieces
+        n = channels * (i + 1) // pieces - first
+        c = block * z.block + first
+        for r in range(rows):
+            picture, h = (row + r) // s.rows, (row + r) % s.rows * s.stride_h
+            if nchw:
+                point_rows(a + r * TILE_MR, src + (picture * depth + g * s.C + c) * plane + h * s.Ws, plane, n)
+            else:
+                a[r] = src + ((picture * s.Hs + h) * s.Ws * s.groups + g) * s.C + c
+        for p in range(panel, panel_end):
+            point_rows(to, total + c * z.ld + p * NR, z.ld, n)
+            if nchw:
+                tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
+            else:
+                tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,
+                                least(NR, s.K - p * NR), &e)
 
 
 cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,
@@ -687,7 +733,8 @@ cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bi
 
 cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py_ssize_t g, Py_ssize_t n, Py_ssize_t h,
                           Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
-    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, channels, c
+    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, channels, c, some
+    cdef real row[32 * SIDE_BY_SIDE]  # a block has at most 28 channels
     cdef real *at
     lo = least(z.width, ceil_div(most(0, -s.dw[0]), step))
     hi = most(lo, least(z.width, ceil_div(most(0, s.Ws - s.dw[0]), step)))
@@ -698,6 +745,9 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
         memset(x + b * z.block_size + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
     if not nchw:
         at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C
+        if step == 1 and s.groups == z.blocks == 1:
+            copy(x + lo * s.C, at + lo * s.C, (hi - lo) * s.C, 1)
+            return
         for v in range(lo, hi):
             for b in range(block, block_end):
                 copy(x + (b - block) * z.block_size + v * z.block, at + v * step * s.groups * s.C + b * z.block,
@@ -709,9 +759,13 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
         if step == 1:
             transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
         else:
-            for c in range(channels):
-                for v in range(lo, hi):
-                    x[v * z.block + c] = at[c * s.Hs * s.Ws + v * step]
+            v = lo
+            while v < hi:
+                some = least(SIDE_BY_SIDE, hi - v)
+                for c in range(channels):
+                    copy(row + c * SIDE_BY_SIDE, at + c * s.Hs * s.Ws + v * step, some, step)
+                transpose(x + v * z.block, z.block, row, SIDE_BY_SIDE, channels, some)
+                v += SIDE_BY_SIDE
         x += z.block_size
 
 

@@ -107,16 +107,6 @@ static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL 
     }
 }
 
-/* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
-INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
-    if (src_step != 1) {
-        for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
-        return;
-    }
-    for (; n >= VL; n -= VL, dst += VL, src += VL) CAT(store)(dst, CAT(load)(src));
-    if (n > 0) CAT(store_part)(dst, CAT(load_part)(src, n), n);
-}
-
 /* Every second of 2n - 1 numbers, n at most VL. */
 INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
 #if defined(__GNUC__)
@@ -127,6 +117,17 @@ INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i++) r[i] = p[2 * i];
     return CAT(load)(r);
 #endif
+}
+
+/* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
+INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
+    for (; src_step == 2 && n >= VL; n -= VL, dst += VL, src += 2 * VL) CAT(store)(dst, CAT(load_even)(src, VL));
+    if (src_step != 1) {
+        for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
+        return;
+    }
+    for (; n >= VL; n -= VL, dst += VL, src += VL) CAT(store)(dst, CAT(load)(src));
+    if (n > 0) CAT(store_part)(dst, CAT(load_part)(src, n), n);
 }
 
 /* dst[i * step] = src[i] for i < n: the numbers between them stay. */
