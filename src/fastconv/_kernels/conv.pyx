@@ -34,7 +34,7 @@ cdef enum:
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
-    IN_PLACE = 256        # filters that make up for packing what they are multiplied with
+    IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
 
 
