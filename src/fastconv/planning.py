@@ -49,10 +49,17 @@ class Problem(NamedTuple):
 
 
 # ---------------------------------------------------------------- gathers: see _kernels/conv.pyx
-def _taps(window: Window) -> np.ndarray:
-    """(vertical offset, horizontal offset, index) of each tap from the place where the window lies."""
-    (Fh, Fw), (dh, dw), ((top, _), (left, _)) = window.F, window.dilation, window.pads
-    return np.array([(r * dh - top, s * dw - left, r * Fw + s) for r in range(Fh) for s in range(Fw)], np.intp).T.copy()
+def _met(offset: int, step: int, n_out: int, n_in: int) -> bool:
+    """Whether any place i < n_out meets, at i * step + offset, one of n_in; in a small picture some taps see only padding."""
+    first = max(0, -(offset // step))
+    return first < n_out and first * step + offset < n_in
+
+
+def _offsets(p: Problem, axis: int, every: bool) -> list[Pair]:
+    """(tap, its offset from the place where the window lies) along an axis: `every` tap, or those that meet the picture."""
+    w, n_in = p.window, (p.H1, p.W1)[axis]
+    taps = [(r, r * w.dilation[axis] - w.pads[axis][0]) for r in range(w.F[axis])]
+    return [tap for tap in taps if every or _met(tap[1], w.S[axis], w.size[axis], n_in)]
 
 
 def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
@@ -69,24 +76,29 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     return N, size, size
 
 
-def forward_gather(p: Problem, one_run: bool = True) -> Any:
-    """The gather of a forward convolution; `one_run` lets few channels be read a window row at a time."""
+def forward_gather(p: Problem, every: bool = False) -> Any:
+    """The gather of a forward convolution, with `every` tap as a gradient by the weights wants them, or with those that meet the
+    picture; few channels are then read a window row at a time."""
     N, source, target = _sizes(p)
     (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
-    few = one_run and p.groups == 1 and D < 8 and Fw > 1 and p.window.dilation[1] == 1
+    rows, cols = _offsets(p, 0, every), _offsets(p, 1, every)
+    taps = np.array([(h, w, r * Fw + s) for r, h in rows for s, w in cols], np.intp).reshape(-1, 3).T.copy()
+    few = not every and p.groups == 1 and D < 8 and Fw > 1 and p.window.dilation[1] == 1 and taps.shape[1] == Fh * Fw
     return _kernels.kernel("conv").Gather(
-        (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), _taps(p.window), Fh * Fw,
+        (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw,
         Fw if few and not p.nchw else 0, p.nchw, False,
     )  # fmt: skip
 
 
-def _phases(size: int, S: int, F: int, dilation: int, before: int) -> dict[int, list[Pair]]:
+def _phases(p: Problem, axis: int) -> dict[int, list[Pair]]:
     """The phases of dx modulo S that taps meet: for each the taps r, with the offset of the dy pixel that each reads."""
+    w, S, size, before = p.window, p.window.S[axis], (p.H1, p.W1)[axis], p.window.pads[axis][0]
     phases: dict[int, list[Pair]] = {}
-    for r in range(F):
-        phase = (r * dilation - before) % S
-        if phase < size:
-            phases.setdefault(phase, []).append((r, (phase + before - r * dilation) // S))
+    for r in range(w.F[axis]):
+        phase = (r * w.dilation[axis] - before) % S
+        offset = (phase + before - r * w.dilation[axis]) // S
+        if phase < size and _met(offset, 1, -(-(size - phase) // S), w.size[axis]):
+            phases.setdefault(phase, []).append((r, offset))
     return phases
 
 
@@ -96,8 +108,7 @@ def gradient_gathers(p: Problem) -> list[Any]:
     If there are phases that no tap meets, a gather without taps comes first: it fills dx with the bias or with zeros.
     """
     N, target, source = _sizes(p)
-    (Fh, Fw), (Sh, Sw), ((top, _), (left, _)), (dh, dw) = p.window.F, p.window.S, p.window.pads, p.window.dilation
-    vertical, horizontal = _phases(target[0], Sh, Fh, dh, top), _phases(target[1], Sw, Fw, dw, left)
+    (Fh, Fw), (Sh, Sw), vertical, horizontal = p.window.F, p.window.S, _phases(p, 0), _phases(p, 1)
 
     def gather(grid: tuple[int, ...], taps: list[tuple[int, int, int]]) -> Any:
         table = np.array(taps, np.intp).reshape(-1, 3).T.copy()
@@ -150,7 +161,7 @@ def _direct(p: Problem) -> Job:
     if p.groups == p.D1 > 1:
         return _depthwise(p)
     if p.direction == "grad_w":
-        return _gradient_job(weight_gradient(p, forward_gather(p, one_run=False)), p)
+        return _gradient_job(weight_gradient(p, forward_gather(p, every=True)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
     itemsize = _itemsize(p)
 
@@ -182,7 +193,7 @@ def weight_gradient(p: Problem, gather: Any) -> Any:
 
 
 def _im2col(p: Problem) -> Job:
-    conv, gather = _kernels.kernel("conv"), forward_gather(p, one_run=False)
+    conv, gather = _kernels.kernel("conv"), forward_gather(p, every=True)
     (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
     shape = (p.N, p.groups, D, taps, H2, W2) if p.nchw else (p.N, H2, W2, p.groups, taps, D)
     one = Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
@@ -239,7 +250,7 @@ def _winograd_cycles(p: Problem, m: int) -> float:
 
 
 def _direct_cycles(p: Problem) -> float:
-    (Fh, Fw), D, K, (H2, W2) = p.window.F, p.D1 // p.groups, p.K // p.groups, p.window.size
+    Fh, Fw, D, K, (H2, W2) = len(_offsets(p, 0, False)), len(_offsets(p, 1, False)), p.D1 // p.groups, p.K // p.groups, p.window.size
     if p.direction == "grad_w":
         return Fh * Fw * _product(D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
