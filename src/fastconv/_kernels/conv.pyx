@@ -22,7 +22,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, pack_pieces,
-    Piece, point_rows, real, spread, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Piece, point_rows, prefetch, real, spread, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -35,6 +35,7 @@ cdef enum:
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
+    PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
 
 
@@ -139,13 +140,19 @@ cdef struct Chunks:
     Py_ssize_t chunk, per_image       # pixels in a chunk; pixels that chunks stay within
     Py_ssize_t per_row, chunks, cuts  # chunks within those; chunks in all
     Py_ssize_t packed, scratch        # numbers of packed weights and biases; bytes of a thread
+    # Few pixels and many weights, as in a dense layer: so many panels pass by at a time, packed a stretch of channels at a time
+    # by the thread that needs them; 0: they are packed once for all.
+    Py_ssize_t passing
 
 
 cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Chunks z
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
     z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
-    z.packed = s.groups * z.panels * (z.panel_size + NR)
+    z.passing = 0
+    if pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > 4 * L2_SHARE and not s.merged:
+        z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (2 * threads)))
+    z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
     unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
     share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * most(1, s.merged))
@@ -157,7 +164,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
-    z.scratch = pixel_scratch(s, z.chunk, sizeof(real))
+    z.scratch = pixel_scratch(s, pixels if z.passing else z.chunk, sizeof(real)) + z.passing * (PASSING + 1) * NR * sizeof(real)
     return z
 
 
@@ -165,20 +172,23 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c
-    cdef real *biases = b + s.groups * z.panels * z.panel_size if bias != NULL else NULL
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
+    cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     s.stream = (pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and s.K % lanes(src) == 0)
     with nogil:
-        for i in prange(s.groups * z.panels * s.T, num_threads=threads, schedule="static",
+        for i in prange(0 if z.passing else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
                         use_threads_if=threads > 1 and z.packed > SMALL_WORK):
-            pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T)
+            pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = bias[g * s.K + c] if c < s.K else 0
-        if z.cuts > 1:
+        if z.passing:
+            for i in prange(s.groups * sets, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+                passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing, space + threadid() * z.scratch)
+        elif z.cuts > 1:
             for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
         else:
@@ -196,18 +206,60 @@ cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real
                z.panels * (cut + 1) // z.cuts, scratch)
 
 
-cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t) noexcept nogil:
-    """b[c][j] = weight of channel c, filter panel*NR + j under tap t; zeros past the last filter."""
+cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, real *bias, real *dst, bint relu, Py_ssize_t g,
+                       Py_ssize_t panel, char *scratch) noexcept nogil:
+    """All pixels of some panels of group g, whose weights are packed here, used and forgotten."""
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(pixels, TILE_MR), t, i, m, p, n, rows
+    cdef Py_ssize_t end = least(z.panels, panel + z.passing), c = 0, first, some
+    cdef real **a = <real **> scratch
+    cdef real **target = a + blocks * s.T * TILE_MR
+    cdef real *zeros = <real *> (scratch + aligned((blocks * (s.T + 1) + 1) * TILE_MR * sizeof(void *)))
+    cdef real *b = <real *> (scratch + z.scratch - z.passing * (PASSING + 1) * NR * <Py_ssize_t> sizeof(real))
+    cdef real *at[TILE_MR]
+    cdef real *to[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0)
+    cdef unsigned int before = begin_task()
+    memset(zeros, 0, s.C * sizeof(real))
+    point_at_pixels(s, src, dst, g, 0, pixels, a, target, zeros)
+    for t in range(s.T):
+        c = 0
+        while c < s.C:
+            n = least(PASSING, s.C - c)
+            e.accumulate, e.relu = t > 0 or c > 0, relu and t == s.T - 1 and c + n == s.C
+            i = 0
+            while i < n:  # in the order in which the weights lie
+                some = n if self.transposed else 1
+                for p in range(panel, end):
+                    pack_panel(self, w, b + ((p - panel) * (PASSING + 1) + i) * NR, g, p, t, c + i, some)
+                i += some
+            for p in range(panel, end):
+                e.bias = bias + (g * z.panels + p) * NR if bias != NULL else NULL
+                for i in range(blocks):
+                    first = pixels * i // blocks
+                    rows = pixels * (i + 1) // blocks - first
+                    for m in range(rows):
+                        at[m] = a[(i * s.T + t) * TILE_MR + m] + c
+                        to[m] = target[i * TILE_MR + m] + p * NR
+                    tile_by_rows(rows, 1, n, at, b + (p - panel) * (PASSING + 1) * NR, NR, to, least(NR, s.K - p * NR), &e)
+            c += n
+    end_task(before)
+
+
+cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
+                     Py_ssize_t n) noexcept nogil:
+    """b[i][j] = weight of channel c + i, i < n, and filter panel*NR + j under tap t; zeros past the last filter."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), c
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), i
     if cols < NR:
-        memset(b, 0, s.C * NR * sizeof(real))
+        memset(b, 0, n * NR * sizeof(real))
     if self.transposed:  # w is (F*F, K, groups*C) with this gather's K and C
-        transpose(b, NR, w + (s.tap[t] * s.K + k) * s.groups * s.C + g * s.C, s.groups * s.C, cols, s.C)
+        transpose(b, NR, w + (s.tap[t] * s.K + k) * s.groups * s.C + g * s.C + c, s.groups * s.C, cols, n)
     else:                # w is (F*F, C, groups*K)
-        w += s.tap[t] * s.C * s.groups * s.K + g * s.K + k
-        for c in range(s.C):
-            copy(b + c * NR, w + c * s.groups * s.K, cols, 1)
+        w += (s.tap[t] * s.C + c) * s.groups * s.K + g * s.K + k
+        for i in range(n):
+            prefetch(w + (i + 24) * s.groups * s.K)  # several rows on their way bring more than one
+            prefetch(w + (i + 24) * s.groups * s.K + NR // 2)
+            copy(b + i * NR, w + i * s.groups * s.K, cols, 1)
 
 
 cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, Py_ssize_t itemsize) noexcept nogil:
@@ -518,6 +570,8 @@ cdef struct Strips:
     Py_ssize_t cuts                   # of the panels, among the threads
     bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
+    bint direct                       # depth-last and one part: the sums are made in dw, no copy follows
+    bint stream                       # they are written past the caches
 
 
 @cython.final
@@ -547,7 +601,7 @@ cdef class WeightGradient:
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
-    return self.parts * s.groups * s.T * s.C * z.ld * sizeof(real) + threads * strip_bytes(s, &z, like)
+    return (0 if z.direct else self.parts * s.groups * s.T * s.C * z.ld * sizeof(real)) + threads * strip_bytes(s, &z, like)
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
@@ -555,7 +609,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
     cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts, rows = s.N * s.rows
     cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut
-    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
+    cdef cnp.ndarray sums = memory.empty((0 if z.direct else self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *total = data(sums, like)
@@ -563,14 +617,19 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
     cdef bint nchw = self.forward.nchw, parallel
+    if z.direct:
+        total, z.ld = out, s.groups * s.K
+        z.stream = (z.rows >= rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(like) == 0
+                    and <size_t> out % VECTOR_BYTES == 0)
     parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             p, g, cut = i // z.cuts // s.groups, i // z.cuts % s.groups, i % z.cuts
-            gradient_task(s, &z, x, d, total + (p * s.groups + g) * size, nchw, g, rows * p // self.parts,
+            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), nchw, g, rows * p // self.parts,
                           rows * (p + 1) // self.parts, z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
                           space + threadid() * scratch)
-        for i in prange(s.groups * channel_blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
+        for i in prange(0 if z.direct else s.groups * channel_blocks, num_threads=threads, schedule="static",
+                        use_threads_if=parallel):
             g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
             write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut)
 
@@ -593,6 +652,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
+    z.direct, z.stream = not nchw and parts == 1, False
     z.dy_in_place = not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
@@ -619,7 +679,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
     cdef unsigned int before = begin_task()
     if row == row_end:
         for i in range(s.T * s.C):
-            memset(total + i * z.ld + panel * NR, 0, (panel_end - panel) * NR * sizeof(real))
+            memset(total + i * z.ld + panel * NR, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
     while row < row_end:
         rows = least(z.rows, row_end - row)
         if z.dy_in_place:
@@ -648,7 +708,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -671,7 +731,7 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *d, real *total, 
     cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, picture, h
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream)
     for i in range(pieces):
         first = channels * i // pieces
         n = channels * (i + 1) // pieces - first
