@@ -32,7 +32,7 @@ th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(
 
 
 def write(
-    path: str | Path, title: str, headline: str, facts: Mapping[str, object], summary: str,
+    path: str | Path, title: str, headline: str, facts: Mapping[str, object], texts: Mapping[str, str],
     pictures: Sequence[tuple[str, str, Path]], rows: Sequence[Mapping[str, float]],
 ) -> None:
     """Write the report.
@@ -45,17 +45,17 @@ def write(
         What the run was, and its result.
     facts : mapping
         Settings and figures, shown as cards.
-    summary : str
-        The model's table.
+    texts : mapping of str to str
+        Tables as they would be printed, under their headings.
     pictures : sequence of (heading, text, path)
         PNG files; they are copied into the report.
     rows : sequence of mappings
         The history, one row for each epoch.
     """
-    cards = "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
+    cards = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
     body = [
         f"<h1>{escape(title)}</h1>", f'<p class="big">{escape(headline)}</p>', f'<dl class="facts">{cards}</dl>',
-        "<h2>The model</h2>", f"<pre>{escape(summary)}</pre>",
+        *(f"<h2>{escape(heading)}</h2>\n<pre>{escape(text)}</pre>" for heading, text in texts.items()),
         *(_section(*picture) for picture in pictures),
         "<h2>Epoch by epoch</h2>", _table(rows),
     ]
