@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fastconv import layers, models, reference
+from fastconv import base, models, reference
 from fastconv.layers import BatchNorm, Conv2D, Dense, Flatten, Sequential
 
 # Counted by their authors' and torchvision's definitions; MobileNet's without the running statistics, as Keras counts
@@ -22,7 +22,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_parameter_counts(name, monkeypatch):
-    monkeypatch.setattr(layers, "_initial", lambda where, slot, rng, dtype: np.broadcast_to(np.float32(0), slot.shape))
+    monkeypatch.setattr(base, "_initial", lambda where, slot, rng, dtype: np.broadcast_to(np.float32(0), slot.shape))
     model = models.BUILDERS[name]()
     assert model.output_shape == (1000,)
     assert model.flat_params.size == model.summary().n_params == COUNTS[name]

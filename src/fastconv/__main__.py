@@ -138,7 +138,8 @@ def _finish(
             "training images": f"{images:,}", "time": f"{history.seconds:.1f} s", "ended": history.stopped,
             "parameters": f"{trained.model.flat_params.size:,}",
             **{name.replace("_", " "): value for name, value in chosen.items() if value is not None},
-            "lr": f"{trainer.optimizer.lr:g}", "holdout": f"{_share(chosen):.0%}",
+            "lr": f"{trainer.optimizer.lr:g}",
+            "holdout": f"{_share(chosen):.0%}" if _share(chosen) else "none: validation shows the test images",
             "augment": "yes" if chosen["augment"] else "no",
             "threads": fc.get_num_threads(), "instruction set": fc.isa(), "fastconv": fc.__version__,
         }
