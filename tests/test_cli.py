@@ -357,6 +357,13 @@ def test_race_prints_a_table_and_the_advice(capsys, data, tmp_path):
     order = [line.split()[0] for line in table.splitlines()[1:4]]
     assert sorted(losses) == [losses[names.index(name)] for name in order]
     assert "How to choose?" in out
+    here = " ".join(out[out.index("Here, ") : out.index("wrote")].split())
+    assert here.startswith(f"Here, {order[0]} with the rate ")
+    ratio = max(losses) / min(losses)
+    # The ratio is printed with one digit, and each loss may be 5e-5 off.
+    error = 0.0501 + ratio * 5e-5 * (1 / max(losses) + 1 / (min(losses) - 5e-5))
+    assert abs(float(re.search(rf"{order[-1]}'s was (\S+) times", here)[1]) - ratio) <= error
+    assert max(len(line) for line in out[out.index("optimizer ") : out.index("wrote")].splitlines()) <= 120
     for name in ("race.png", "lr-search.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300

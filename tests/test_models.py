@@ -33,7 +33,7 @@ def test_published_parameter_counts(name, monkeypatch):
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("name", models.BUILDERS)
 def test_every_model_trains_a_step(name, layout):
-    size = {"lenet": (28, 28, 1), "cifar_net": (32, 32, 3)}.get(name, (32, 48, 3))
+    size = {"lenet": (28, 28, 1), "mnist_net": (28, 28, 1), "cifar_net": (32, 32, 3)}.get(name, (32, 48, 3))
     how = {"vgg": {"hidden": 0}, "mob": {"alpha": 0.25}}.get(name[:3], {})
     model = models.BUILDERS[name](size, classes=7, layout=layout, seed=1, **how)
     shape = size if layout == "NHWC" else (size[2], *size[:2])

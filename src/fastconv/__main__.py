@@ -34,7 +34,7 @@ exit codes: 0 all went well, 1 an error (one line says which), 2 wrong usage, 13
 
 # What `train` does unless told otherwise, chosen on a part held out of the training images, never on the test images.
 DEFAULTS: dict[str, Any] = {
-    "data": "mnist5k", "size": None, "model": "lenet", "optimizer": "adam", "schedule": "cosine", "lr": None,
+    "data": "mnist5k", "size": None, "model": "mnist_net", "optimizer": "adam", "schedule": "cosine", "lr": None,
     "epochs": 40, "batch_size": 64, "seed": 0, "holdout": 0.0, "patience": None, "target": None, "max_norm": None,
     "augment": True,
 }
