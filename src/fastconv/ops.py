@@ -486,7 +486,7 @@ def _cols_gather(
     problem = Problem("im2col", N, H1, W1, D1, 1, window, 1, layout == "NCHW", dtype.char)
     taps = math.prod(window.F)
     written = (N, *window.size, taps * D1) if layout == "NHWC" else (N, D1 * taps, *window.size)
-    return forward_gather(problem, one_run=False), written, (N * math.prod(window.size), taps * D1)
+    return forward_gather(problem, every=True), written, (N * math.prod(window.size), taps * D1)
 
 
 def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, layout: str = "NHWC") -> Array:
