@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, its exit codes, and one line for each error."""
 
+import base64
 import json
 import os
 import re
@@ -7,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fastconv as fc
-from fastconv import models
+from fastconv import models, report
 from fastconv.__main__ import main
 
 SIDE = 16
@@ -157,10 +159,60 @@ def test_train_leaves_everything(run):
             with Image.open(run / name) as image:
                 assert min(image.size) > 150
     assert len((run / "history.csv").read_text().splitlines()) == 5
-    report = (run / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', report)  # it needs nothing from elsewhere
-    assert report.count("data:image/png;base64,") == len([name for name in names if name.endswith(".png")])
-    assert re.search(r"test accuracy \d+\.\d%", report)
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: each tag is closed in its turn, and nothing but a PNG inside the page is referred to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.pictures, self.text = [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert not {"href", "srcset", "action", "poster", "background", "onload"} & dict(attrs).keys(), (tag, attrs)
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        if tag == "img":
+            kind, _, data = dict(attrs)["src"].partition(",")
+            assert kind == "data:image/png;base64"
+            assert dict(attrs)["alt"]
+            self.pictures.append(base64.b64decode(data, validate=True))
+        elif tag != "meta":
+            assert "src" not in dict(attrs)
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(run):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    page = Page(text)
+    assert {hash(picture) for picture in page.pictures} == {hash(file.read_bytes()) for file in run.glob("*.png")}
+    assert re.fullmatch(r"test accuracy \d+\.\d%", page.text["p"][0])
+    facts = dict(zip(page.text["dt"], page.text["dd"], strict=True))
+    assert facts["training images"] == "150"
+    assert facts["lr"] == "0.003"
+    assert facts["seed"] == "0"
+    assert {"The model", "Learning curves", "What the test images were taken for"} <= set(page.text["h2"])
+    assert len(page.text["th"]) * 4 == len(page.text["td"])  # four epochs, no cell empty
+
+
+def test_the_report_escapes_what_it_is_given(tmp_path):
+    nasty = '<b>"&\'</b><script>'
+    report.write(tmp_path / "r.html", nasty, nasty, {nasty: nasty}, {nasty: nasty}, [], [{nasty: 1.0}])
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    for tag in ("title", "h1", "p", "dt", "dd", "h2", "pre", "th"):
+        assert nasty in page.text[tag]
 
 
 def test_train_prints_table_progress_and_one_result(capsys, data, tmp_path):
@@ -305,6 +357,13 @@ def test_race_prints_a_table_and_the_advice(capsys, data, tmp_path):
     order = [line.split()[0] for line in table.splitlines()[1:4]]
     assert sorted(losses) == [losses[names.index(name)] for name in order]
     assert "How to choose?" in out
+    here = " ".join(out[out.index("Here, ") : out.index("wrote")].split())
+    assert here.startswith(f"Here, {order[0]} with the rate ")
+    ratio = max(losses) / min(losses)
+    # The ratio is printed with one digit, and each loss may be 5e-5 off.
+    error = 0.0501 + ratio * 5e-5 * (1 / max(losses) + 1 / (min(losses) - 5e-5))
+    assert abs(float(re.search(rf"{order[-1]}'s was (\S+) times", here)[1]) - ratio) <= error
+    assert max(len(line) for line in out[out.index("optimizer ") : out.index("wrote")].splitlines()) <= 120
     for name in ("race.png", "lr-search.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300

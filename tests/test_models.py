@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fastconv import layers, models, reference
+from fastconv import base, models, reference
 from fastconv.layers import BatchNorm, Conv2D, Dense, Flatten, Sequential
 
 # Counted by their authors' and torchvision's definitions; MobileNet's without the running statistics, as Keras counts
@@ -22,7 +22,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_parameter_counts(name, monkeypatch):
-    monkeypatch.setattr(layers, "_initial", lambda where, slot, rng, dtype: np.broadcast_to(np.float32(0), slot.shape))
+    monkeypatch.setattr(base, "_initial", lambda where, slot, rng, dtype: np.broadcast_to(np.float32(0), slot.shape))
     model = models.BUILDERS[name]()
     assert model.output_shape == (1000,)
     assert model.flat_params.size == model.summary().n_params == COUNTS[name]
@@ -33,7 +33,7 @@ def test_published_parameter_counts(name, monkeypatch):
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("name", models.BUILDERS)
 def test_every_model_trains_a_step(name, layout):
-    size = {"lenet": (28, 28, 1), "cifar_net": (32, 32, 3)}.get(name, (32, 48, 3))
+    size = {"lenet": (28, 28, 1), "mnist_net": (28, 28, 1), "cifar_net": (32, 32, 3)}.get(name, (32, 48, 3))
     how = {"vgg": {"hidden": 0}, "mob": {"alpha": 0.25}}.get(name[:3], {})
     model = models.BUILDERS[name](size, classes=7, layout=layout, seed=1, **how)
     shape = size if layout == "NHWC" else (size[2], *size[:2])

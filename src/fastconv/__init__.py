@@ -8,7 +8,9 @@ The map, from the bottom up; each file imports only from those before it.
                    conv.pyx direct and im2col, winograd.pyx, depthwise.pyx, pool.pyx, optim.pyx, over one register tile, tile.h
     runtime.py     threads, instruction sets            planning.py   which method a call takes, and `explain`
     ops.py         conv2d, its gradients and kin        pooling.py    max_pool2d, avg_pool2d and their gradients
-    schedules.py, optim.py                              layers.py, losses.py, models.py
+    schedules.py, optim.py, losses.py                   base.py       what every layer has
+    weighted.py, weightless.py   the layers             layers.py     all of them, Sequential, Residual, the table
+    models.py     ConvNets that people know
     data.py, training.py, plots.py and `python -m fastconv`
 
 The functions are here; the modules optim, schedules, layers, losses, models, training, data, plots and reference are loaded

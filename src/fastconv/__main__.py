@@ -34,7 +34,7 @@ exit codes: 0 all went well, 1 an error (one line says which), 2 wrong usage, 13
 
 # What `train` does unless told otherwise, chosen on a part held out of the training images, never on the test images.
 DEFAULTS: dict[str, Any] = {
-    "data": "mnist5k", "size": None, "model": "lenet", "optimizer": "adam", "schedule": "cosine", "lr": None,
+    "data": "mnist5k", "size": None, "model": "mnist_net", "optimizer": "adam", "schedule": "cosine", "lr": None,
     "epochs": 40, "batch_size": 64, "seed": 0, "holdout": 0.0, "patience": None, "target": None, "max_norm": None,
     "augment": True,
 }
@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> int:
     if history.stopped == CTRL_C:
         print(f"interrupted; go on with: python -m fastconv train --resume --out {folder}")
         return 130
-    return _finish(folder, trainer, trained, data, history, chosen)
+    return _finish(folder, trainer, trained, data, len(held.x_train), history, chosen)
 
 
 def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -123,7 +123,9 @@ def _plan(chosen: dict[str, Any], optimizer: Any, steps: int, data: Any) -> str:
     )
 
 
-def _finish(folder: Path, trainer: Any, trained: Any, data: Any, history: Any, chosen: dict[str, Any]) -> int:
+def _finish(
+    folder: Path, trainer: Any, trained: Any, data: Any, images: int, history: Any, chosen: dict[str, Any]
+) -> int:
     """Evaluate on the test images, say so, and write the folder, all at theta."""
     from . import runs
 
@@ -133,11 +135,19 @@ def _finish(folder: Path, trainer: Any, trained: Any, data: Any, history: Any, c
         print(headline, flush=True)
         facts = {
             "test images": f"{len(data.x_test):,}", "test loss": f"{scores['loss']:.4f}",
-            "training images": f"{len(data.x_train):,}", "time": f"{history.seconds:.1f} s", "ended": history.stopped,
-            "parameters": f"{trained.model.flat_params.size:,}", **{k: v for k, v in chosen.items() if v is not None},
+            "training images": f"{images:,}", "time": f"{history.seconds:.1f} s", "ended": history.stopped,
+            "parameters": f"{trained.model.flat_params.size:,}",
+            **{name.replace("_", " "): value for name, value in chosen.items() if value is not None},
+            "lr": f"{trainer.optimizer.lr:g}",
+            "holdout": f"{_share(chosen):.0%}" if _share(chosen) else "none: validation shows the test images",
+            "augment": "yes" if chosen["augment"] else "no",
             "threads": fc.get_num_threads(), "instruction set": fc.isa(), "fastconv": fc.__version__,
         }
-        runs.write_folder(folder, trained, data, history, headline, facts)
+        texts = {"The model": str(trained.model.summary(chosen["batch_size"]))}
+        if len(data.classes) <= 20:
+            texts["What the test images were taken for"] = runs.confusion(
+                trainer.predict(data.x_test), data.y_test, data.classes)
+        runs.write_folder(folder, trained, data, history, headline, facts, texts)
     print(f"wrote {folder}: report.html (open it in a browser), pictures, history.csv, model.safetensors")
     return 0
 
@@ -172,18 +182,8 @@ def evaluate(args: argparse.Namespace) -> int:
     print(data)
     print(f"test accuracy {scores['accuracy']:.1%}\ntest loss {scores['loss']:.4f}")
     if len(trained.classes) <= 20:
-        print(_confusion(runs.confusion(trainer.predict(data.x_test), data.y_test, len(data.classes)), trained.classes))
+        print("", runs.confusion(trainer.predict(data.x_test), data.y_test, trained.classes), sep="\n")
     return 0
-
-
-def _confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
-    names = [name[:10] for name in classes]
-    width = max(4, *(len(name) + 1 for name in names))
-    lines = ["", "rows: what it was, columns: what it was taken for"]
-    lines.append(" " * width + "".join(f"{name:>{width}}" for name in names))
-    for name, row in zip(names, counts, strict=True):
-        lines.append(f"{name:<{width}}" + "".join(f"{n or '.':>{width}}" for n in row))
-    return "\n".join(lines)
 
 
 def predict(args: argparse.Namespace) -> int:

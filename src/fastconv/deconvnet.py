@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from . import checks, ops, pooling
-from .layers import AvgPool2D, BatchNorm, Conv2D, ConvTranspose2D, Dropout, Layer, MaxPool2D, Sequential, _Activation
+from .layers import AvgPool2D, BatchNorm, Conv2D, ConvTranspose2D, Dropout, Layer, MaxPool2D, Sequential
+from .weightless import _Activation
 
 Array = np.ndarray
 

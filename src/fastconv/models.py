@@ -79,6 +79,33 @@ def lenet(
     return _model("lenet", layers, config)
 
 
+def mnist_net(
+    input_shape: Shape = (28, 28, 1), classes: int = 10, *, hidden: int = 128, dropout: float = 0.25,
+    layout: str = "NHWC", dtype: Any = "float32", seed: Any = 0,
+) -> Sequential:  # fmt: skip
+    """A deeper `lenet`, more accurate at about its cost: two layers of 64 3x3 filters in place of the one of 5x5.
+
+    Parameters
+    ----------
+    input_shape, classes, layout, dtype, seed
+        As every builder's.
+    hidden, dropout
+        As `lenet`'s.
+
+    Examples
+    --------
+    >>> mnist_net().flat_params.size
+    459082
+    """
+    config = dict(locals())
+    layers = [
+        *(Conv2D(K=32, F=5, P=2), ReLU(), MaxPool2D(2, fit="floor")),
+        *(Conv2D(K=64, F=3, P=1), ReLU(), Conv2D(K=64, F=3, P=1), ReLU(), MaxPool2D(2, fit="floor")),
+        *(Flatten(), Dense(hidden), ReLU(), Dropout(dropout), Dense(classes, init="glorot")),
+    ]
+    return _model("mnist_net", layers, config)
+
+
 def cifar_net(
     input_shape: Shape = (32, 32, 3), classes: int = 10, *, hidden: int = 256, dropout: float = 0.5,
     layout: str = "NHWC", dtype: Any = "float32", seed: Any = 0,
@@ -268,7 +295,7 @@ def mobilenet_v1(
 
 BUILDERS: dict[str, Callable[..., Sequential]] = {
     f.__name__: f
-    for f in (lenet, cifar_net, vgg11, vgg13, vgg16, vgg19, resnet18, resnet50, mobilenet_v1)
+    for f in (lenet, mnist_net, cifar_net, vgg11, vgg13, vgg16, vgg19, resnet18, resnet50, mobilenet_v1)
 }  # fmt: skip
 
 

@@ -370,14 +370,12 @@ def conv2d_backward(
     return dx, dw, bias_gradient(dy, layout) if "b" in needs else None
 
 
-def bias_gradient(dy: Array, layout: str = "NHWC", out: Array | None = None) -> Array:
+def bias_gradient(dy: Array, layout: str = "NHWC") -> Array:
     """Sum of dy over pictures and pixels, (K,); added in float64."""
-    axes = (0, 1, 2) if layout == "NHWC" else (0, 2, 3)
-    total = dy.sum(axis=axes, dtype=np.float64)
-    if out is None:
-        return total.astype(dy.dtype)
-    out[...] = total
-    return out
+    last = layout == "NHWC"
+    total = np.zeros((2, dy.shape[3 if last else 1]))
+    _kernels.kernel("maps").sums(_dense(dy), None, None, total, not last, runtime.get_num_threads())
+    return total[0].astype(dy.dtype)
 
 
 def conv_transpose2d(
@@ -488,7 +486,7 @@ def _cols_gather(
     problem = Problem("im2col", N, H1, W1, D1, 1, window, 1, layout == "NCHW", dtype.char)
     taps = math.prod(window.F)
     written = (N, *window.size, taps * D1) if layout == "NHWC" else (N, D1 * taps, *window.size)
-    return forward_gather(problem, one_run=False), written, (N * math.prod(window.size), taps * D1)
+    return forward_gather(problem, every=True), written, (N * math.prod(window.size), taps * D1)
 
 
 def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, layout: str = "NHWC") -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from .training import Candidate, Trainer, lr_search
 
 # Half decades around what each family needs: a rate is a step's length for the first, about its size for the others.
 RATES = {
-    "sgd": (0.01, 0.03, 0.1, 0.3), "momentum": (0.001, 0.003, 0.01, 0.03), "nesterov": (0.001, 0.003, 0.01, 0.03),
+    "sgd": (0.01, 0.03, 0.1, 0.3), "momentum": (0.003, 0.01, 0.03, 0.1), "nesterov": (0.003, 0.01, 0.03, 0.1),
     "adagrad": (0.001, 0.003, 0.01, 0.03), "rmsprop": (0.0001, 0.0003, 0.001, 0.003),
     "adam": (0.0003, 0.001, 0.003, 0.01), "adamw": (0.0003, 0.001, 0.003, 0.01),
 }
@@ -122,9 +123,9 @@ def table(racers: Sequence[Racer]) -> str:
             f"{last['validation_accuracy']:>10.1%}{reached or '-':>9}{r.step_ms:>9.2f}"
             f"{f'{r.forgiving} of {len(r.searched)}':>11}"
         )
-    notes = (f"loss: of the last epoch's batches; to {goal:.2f}: steps until the mean of 20 batches was there; "
-             "forgiving: rates within 1.5 of the best's validation loss")
-    return "\n".join([*lines, notes])
+    notes = [f"loss: of the last epoch's batches; to {goal:.2f}: steps until the mean of 20 batches was there;",
+             "forgiving: rates with a validation loss within 1.5 times the best's after the search"]
+    return "\n".join([*lines, *notes])
 
 
 def _goal(racers: Sequence[Racer]) -> float:
@@ -135,15 +136,18 @@ def _goal(racers: Sequence[Racer]) -> float:
 
 def advice(racers: Sequence[Racer]) -> str:
     """The lecture's "How to choose?", with what was measured here."""
-    best, goal = racers[0], _goal(racers)
+    best, last, goal = racers[0], racers[-1], _goal(racers)
     reached = [(r.steps_to(goal), r.name) for r in racers if r.steps_to(goal)]
-    quick = min(reached)[1] if reached else best.name
-    kind = max(racers, key=lambda r: (r.forgiving, -racers.index(r)))
-    gap = racers[-1].history["validation_loss"][-1] / best.history["validation_loss"][-1]
-    return (
+    quick = "nobody" if not reached else f"{min(reached)[1]} (after {min(reached)[0]} steps)"
+    most = max(r.forgiving for r in racers)
+    kind = ", ".join(f"{r.name} ({r.forgiving} of {len(r.searched)})" for r in racers if r.forgiving == most)
+    ends = [r.history["validation_loss"][-1] for r in (last, best)]
+    paragraphs = (
         "How to choose? No optimizer is best everywhere (Goodfellow, Bengio and Courville 2016, section 8.5.4): those "
         "with adaptive rates are robust, and the choice is a matter of knowing how to set one. Momentum is the one to "
-        "tune, Adam the one to begin with.\n"
-        f"Here: {best.name} at {best.lr:g} ended lowest, {racers[-1].name} {gap:.1f} times as high; {quick} came down "
-        f"first; {kind.name} forgave most ({kind.forgiving} of its {len(kind.searched)} rates were near its best)."
+        "tune, Adam the one to begin with.",
+        f"Here, {best.name} with the rate {best.lr:g} ended with the lowest validation loss, {last.name}'s was "
+        f"{ends[0] / ends[1]:.1f} times as high; first at a training loss of {goal:.2f} was {quick}; the most rates near "
+        f"their best had {kind}. Another seed or another problem may order them differently.",
     )
+    return "\n".join(textwrap.fill(p, 110) for p in paragraphs)

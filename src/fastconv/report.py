@@ -18,7 +18,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { margin: .4rem 0; color: var(--faint); }
 .big { font-size: 2.6rem; font-weight: 650; color: var(--ink); margin: .75rem 0 1rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .6rem; margin: 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .6rem; margin: 0; }
 .facts div { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .55rem .8rem; }
 .facts dt { font-size: .78rem; color: var(--faint); } .facts dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .9rem; overflow-x: auto;
@@ -32,7 +32,7 @@ th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(
 
 
 def write(
-    path: str | Path, title: str, headline: str, facts: Mapping[str, object], summary: str,
+    path: str | Path, title: str, headline: str, facts: Mapping[str, object], texts: Mapping[str, str],
     pictures: Sequence[tuple[str, str, Path]], rows: Sequence[Mapping[str, float]],
 ) -> None:
     """Write the report.
@@ -45,17 +45,17 @@ def write(
         What the run was, and its result.
     facts : mapping
         Settings and figures, shown as cards.
-    summary : str
-        The model's table.
+    texts : mapping of str to str
+        Tables as they would be printed, under their headings.
     pictures : sequence of (heading, text, path)
         PNG files; they are copied into the report.
     rows : sequence of mappings
         The history, one row for each epoch.
     """
-    cards = "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
+    cards = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
     body = [
         f"<h1>{escape(title)}</h1>", f'<p class="big">{escape(headline)}</p>', f'<dl class="facts">{cards}</dl>',
-        "<h2>The model</h2>", f"<pre>{escape(summary)}</pre>",
+        *(f"<h2>{escape(heading)}</h2>\n<pre>{escape(text)}</pre>" for heading, text in texts.items()),
         *(_section(*picture) for picture in pictures),
         "<h2>Epoch by epoch</h2>", _table(rows),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def write_pictures(folder: Path, trained: Trained, data: Dataset, history: Histo
     known = deconvnet.spatial_layers(model)
     convolutions = [i for i in known if isinstance(model.layers[i], Conv2D)]
     figures = {
-        "curves": ("Learning curves", "The light line is the loss of every step.", plots.learning_curves(history)),
+        "curves": ("Learning curves", "The light line is the loss of every step. Training images are measured while they "
+                   "are trained on, with dropout and augmentation; validation images after the epoch, as they are.",
+                   plots.learning_curves(history)),
         "volume": ("The volume, layer by layer", "Heights are to scale; thickness grows with the root of the depth.",
                    plots.volume(model)),
     }
@@ -119,7 +121,8 @@ def _after(model: Sequential, layer: int, known: list[int]) -> int:
 
 
 def write_folder(
-    folder: Path, trained: Trained, data: Dataset, history: History, headline: str, facts: dict[str, Any]
+    folder: Path, trained: Trained, data: Dataset, history: History, headline: str, facts: dict[str, Any],
+    texts: dict[str, str],
 ) -> None:
     """Everything that `train` leaves behind: model, history, pictures and the report that holds them all."""
     trained.save(folder)
@@ -127,9 +130,15 @@ def write_folder(
     history.to_csv(folder / "steps.csv", per="step")
     pictures = write_pictures(folder, trained, data, history)
     title = f"{(trained.model.config or {}).get('model', 'model')} on {data.name}"
-    report.write(folder / "report.html", title, headline, facts, str(trained.model.summary()), pictures, history.epochs)
+    report.write(folder / "report.html", title, headline, facts, texts, pictures, history.epochs)
 
 
-def confusion(output: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
-    """How often class i (row) was taken for class j (column)."""
-    return np.bincount(y * classes + output.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
+def confusion(output: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> str:
+    """How often each class (row) was taken for each (column), as a table."""
+    n = len(classes)
+    counts = np.bincount(y * n + output.argmax(axis=1), minlength=n * n).reshape(n, n)
+    names = [name[:10] for name in classes]
+    width = max(4, *(len(name) + 1 for name in names))
+    lines = ["rows: what it was, columns: what it was taken for", " " * width + "".join(f"{c:>{width}}" for c in names)]
+    lines += (f"{c:<{width}}" + "".join(f"{k or '.':>{width}}" for k in row) for c, row in zip(names, counts, strict=True))
+    return "\n".join(lines)
