@@ -250,7 +250,8 @@ def _winograd_cycles(p: Problem, m: int) -> float:
 
 
 def _direct_cycles(p: Problem) -> float:
-    Fh, Fw, D, K, (H2, W2) = len(_offsets(p, 0, False)), len(_offsets(p, 1, False)), p.D1 // p.groups, p.K // p.groups, p.window.size
+    Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
+    D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
     if p.direction == "grad_w":
         return Fh * Fw * _product(D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
