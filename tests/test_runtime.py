@@ -17,7 +17,7 @@ import pytest
 import threadpoolctl
 
 import fastconv as fc
-from fastconv import runtime
+from fastconv import _kernels, runtime
 from fastconv._kernels import cpu, memory
 from oracle import bits
 from problems import Problem
@@ -188,6 +188,14 @@ def test_a_switch_takes_effect_at_once(isa):
         answers()
     fc.use_isa(isa)
     assert same(answers(), first)
+
+
+def test_a_folder_without_modules_is_no_level(tmp_path, monkeypatch):
+    for name in ("baseline", "avx2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "baseline" / "conv.so").touch()
+    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "__init__.py"))
+    assert _kernels._available() == ("baseline",)
 
 
 def test_levels_use_kernels_of_their_own():
@@ -443,3 +451,25 @@ def test_import_loads_nothing_that_is_not_needed():
     assert not top & {"matplotlib", "tqdm", "mlxtend", "safetensors", "PIL", "torch", "scipy", "pandas", "setuptools"}
     levels = {name.split(".")[2] for name in loaded if name.startswith("fastconv._kernels.") and name.count(".") >= 3}
     assert levels <= {fc.available_isas()[-1]}
+
+
+def test_a_worker_that_moves_keeps_its_processors():
+    """A thread of the team may ask for another processor than the caller's; afterwards it may run anywhere again."""
+    code = """
+        import os, threading, numpy as np, fastconv as fc
+        fc.set_num_threads(2)
+        x, w = np.ones((8, 32, 32, 16), "f4"), np.ones((3, 3, 16, 16), "f4")
+        allowed = os.sched_getaffinity(0)
+        for _ in range(200):
+            fc.conv2d(x, w, P=1)
+        masks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+        print(len(masks) > 1, all(mask == allowed for mask in masks))
+        os.sched_setaffinity(0, {min(allowed)})
+        for task in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(task), {min(allowed)})
+        y = fc.conv2d(x, w, P=1)
+        fc.set_num_threads(1)
+        print(np.array_equal(y, fc.conv2d(x, w, P=1)))
+    """
+    if sys.platform == "linux":
+        assert printed(code) == ["True"] * 3
