@@ -67,7 +67,7 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     if not p.pointwise:
         return p.N, (p.H1, p.W1), p.window.size
     pixels = p.H1 * p.W1
-    if p.direction == "grad_w" and pixels > 512 and not (p.nchw and p.N >= 8):  # whose parts are made of whole rows
+    if p.direction == "grad_w" and pixels > 512:  # whose parts are made of whole rows
         N, size = (p.N, (p.H1, p.W1)) if p.nchw else (1, (p.N * p.H1, p.W1))
     elif p.nchw:
         N, size = p.N, (1, pixels)

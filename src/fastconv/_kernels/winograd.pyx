@@ -270,7 +270,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
     z.tiles = 600000 // (values * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real))
     z.tiles = most((4 if z.channels else 2) * TILE_MR, least(4 * TILE_MR, z.tiles // TILE_MR * TILE_MR))
-    while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3500000:
+    while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
         z.tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
     z.cut = threads > 1 and total < 4 * TILE_MR * threads and z.panels >= 2 * threads
