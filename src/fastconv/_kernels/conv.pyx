@@ -145,6 +145,11 @@ cdef struct Chunks:
     Py_ssize_t passing
 
 
+cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
+    """At least so many tasks, as many for each thread."""
+    return ceil_div(tasks, threads) * threads if tasks > threads else tasks
+
+
 cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Chunks z
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
@@ -161,6 +166,8 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.cuts = threads if pixels < 24 * TILE_MR * threads and z.panels >= threads and not s.merged else 1
     while z.cuts == 1 and z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:
         z.chunk = most(unit, z.chunk // 2 // unit * unit)
+    if not s.merged and z.cuts == 1:
+        z.chunk = most(1, ceil_div(pixels, even(ceil_div(pixels, z.chunk), threads)))
     z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
@@ -187,7 +194,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
                 biases[i] = bias[g * s.K + c] if c < s.K else 0
         if z.passing:
             for i in prange(s.groups * sets, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-                passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing, space + threadid() * z.scratch)
+                passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing,
+                             space + threadid() * z.scratch)
         elif z.cuts > 1:
             for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
@@ -399,14 +407,16 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
     z.sets = ceil_div(z.panels, z.together)
-    z.together = ceil_div(z.panels, most(1, z.sets))
+    z.together = ceil_div(z.panels, most(1, even(z.sets, threads)))
+    z.sets = ceil_div(z.panels, most(1, z.together))
     # They give the order of the sums, so they depend on neither threads nor batch.
     chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (TOGETHER * tap_bytes)))
     z.channels = most(1, ceil_div(s.C, most(1, chunks)))
     z.cuts = most(1, least(ceil_div(s.K, 4 * TILE_MR), 4 * threads // most(1, s.groups * z.sets)))
     # Every row of the grid that a set touches gives a piece, zeros before and zeros after it; a panel's edge cuts one in two.
     z.pieces = s.T * 3 * (z.together * NR // most(1, s.cols) + 2 + z.together)
-    z.scratch = aligned(z.pieces * sizeof(Piece)) + aligned(most(1, s.T) * TILE_MR * sizeof(void *)) + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real))
+    z.scratch = (aligned(z.pieces * sizeof(Piece)) + aligned(most(1, s.T) * TILE_MR * sizeof(void *))
+                 + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real)))
     return z
 
 
@@ -451,8 +461,8 @@ cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i
 cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t panel, Py_ssize_t panel_end,
                       Py_ssize_t k, Py_ssize_t k_end, Panels *z, char *scratch) noexcept nogil:
     """Some panels of the grid's pixels, all channels, filters k to k_end of one group."""
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some, first
-    cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, n_rows
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, n_rows, first
     cdef Piece *pieces = <Piece *> scratch
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
     cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
@@ -625,8 +635,9 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             p, g, cut = i // z.cuts // s.groups, i // z.cuts % s.groups, i % z.cuts
-            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), nchw, g, rows * p // self.parts,
-                          rows * (p + 1) // self.parts, z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
+            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), nchw, g,
+                          rows * p // self.parts, rows * (p + 1) // self.parts,
+                          z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
                           space + threadid() * scratch)
         for i in prange(0 if z.direct else s.groups * channel_blocks, num_threads=threads, schedule="static",
                         use_threads_if=parallel):

@@ -323,8 +323,9 @@ INLINE void CAT(dw_plane_block)(const int step, const REAL *x, ptrdiff_t H, ptrd
 }
 
 /* Rows r to r_end of y[r][o] = bias + sum of w[(i * 3 + j) * w_step] * x[r * step + i - top][o * step + j - left]. */
-INLINE void CAT(dw_plane_body)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w,
-                               ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu) {
+INLINE void CAT(dw_plane_body)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                               const REAL *w, ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end,
+                               const REAL *bias, int relu) {
     const VEC start = CAT(splat)(bias ? *bias : 0);
     CAT(dw_columns) columns[DW_MOST];
     VEC wt[9];
@@ -364,7 +365,8 @@ INLINE void CAT(dw_plane_back_body)(const int odd, const REAL *dy, ptrdiff_t H, 
                 UNROLL for (int i = 0; i < 3; i++) {
                     const ptrdiff_t twice = row + top - i;
                     if (twice < 0 || twice % 2 || twice / 2 >= H) continue;
-                    acc[(odd + j) & 1] = CAT(fma)(wt[i * 3 + j], CAT(dw_load_lanes)(dy + twice / 2 * W + at, lanes), acc[(odd + j) & 1]);
+                    const VEC v = CAT(dw_load_lanes)(dy + twice / 2 * W + at, lanes);
+                    acc[(odd + j) & 1] = CAT(fma)(wt[i * 3 + j], v, acc[(odd + j) & 1]);
                 }
             }
             REAL *to = dx + row * width + 2 * q;

@@ -30,8 +30,9 @@ cdef extern from "depthwise.h" nogil:
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
     void dw_plane_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w,
                       Py_ssize_t w_step, float *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, const float *bias, int relu)
-    void dw_plane_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
-                      Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, const double *bias, int relu)
+    void dw_plane_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
+                      const double *w, Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end,
+                      const double *bias, int relu)
     void dw_plane_back_f32(const float *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w, float *dx,
                            Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end)
     void dw_plane_back_f64(const double *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
@@ -707,7 +708,8 @@ cdef void products(Stage *s, Py_ssize_t *begin, Py_ssize_t *offset, Py_ssize_t *
                 lists[k] = staged + offset[begin[phase] + k]
                 lists[taps + k] = w + result * window + weight[begin[phase] + k]
             if rows > 0:
-                flat(taps, lists, lists + taps, (rows * s.pitch + lanes - 1) // lanes, y, bias + result if bias is not NULL else NULL, relu)
+                flat(taps, lists, lists + taps, (rows * s.pitch + lanes - 1) // lanes, y,
+                     bias + result if bias is not NULL else NULL, relu)
             y += s.flat
 
 
