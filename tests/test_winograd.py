@@ -125,3 +125,11 @@ def test_exact_precision_is_obeyed_by_every_call(isa):
                 assert precision == "fast" or took != "winograd"
     finally:
         fc.set_precision(before)
+
+
+def test_a_thread_takes_four_megabytes_at_most(isa):
+    """Beside what all threads share: packed or transformed weights, and the parts of a gradient by the weights."""
+    for p, direction, layout in itertools.product((*PROBLEMS, *BENCH), ("fwd", "grad_x", "grad_w"), ("NHWC", "NCHW")):
+        plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction=direction, layout=layout, **p.how)
+        each = (plan.job.workspace(8) - plan.job.workspace(1)) / 7
+        assert each <= 4 << 20, f"{p} {direction} {layout}: {each} bytes"
