@@ -146,8 +146,8 @@ cdef struct Chunks:
 
 
 cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
-    """At least so many tasks, as many for each thread."""
-    return ceil_div(tasks, threads) * threads if tasks > threads else tasks
+    """At least so many tasks and one, as many for each thread."""
+    return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
 
 
 cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
@@ -407,8 +407,8 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
     z.sets = ceil_div(z.panels, z.together)
-    z.together = ceil_div(z.panels, most(1, even(z.sets, threads)))
-    z.sets = ceil_div(z.panels, most(1, z.together))
+    z.together = most(1, ceil_div(z.panels, even(z.sets, threads)))
+    z.sets = ceil_div(z.panels, z.together)
     # They give the order of the sums, so they depend on neither threads nor batch.
     chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (TOGETHER * tap_bytes)))
     z.channels = most(1, ceil_div(s.C, most(1, chunks)))
