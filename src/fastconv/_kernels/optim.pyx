@@ -199,6 +199,12 @@ cdef const Stretch *find(const Row *row, Py_ssize_t i) noexcept nogil:
     return row.stretches + low
 
 
+cdef inline Py_ssize_t to_next_line(real *theta) noexcept nogil:
+    """Parameters before the next cache line, so that whole vectors are written from there on; BLOCK if one begins here."""
+    cdef size_t past = <size_t> theta % 64
+    return (64 - past) // sizeof(real) if past and past % sizeof(real) == 0 else BLOCK
+
+
 cdef void update(int algorithm, const Row *row, Py_ssize_t i, Py_ssize_t end, real *one, real *two, const Scalars *c,
                  bint zero) noexcept nogil:
     """Updates parameters i to end, and sets their gradients to 0 while they are in the cache."""
@@ -206,7 +212,7 @@ cdef void update(int algorithm, const Row *row, Py_ssize_t i, Py_ssize_t end, re
     cdef Py_ssize_t n
     cdef real *g
     while i < end:
-        n = min(BLOCK, end - i, at.end - i)
+        n = min(BLOCK, end - i, at.end - i, to_next_line(<real *> at.theta + (i - at.begin)))
         g = <real *> at.g + (i - at.begin) if at.g is not NULL else NULL
         apply(algorithm, <real *> at.theta + (i - at.begin), g, one + i, two + i, n, c)
         if zero:

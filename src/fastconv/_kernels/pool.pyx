@@ -26,6 +26,7 @@ cdef extern from "pool.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15  # cells that one thread has read before a second has started
+    SMALL_BYTES = 1 << 18  # of a picture that a second-level cache holds with what is read beside it
 
 cdef struct Pool:
     Py_ssize_t N, H1, W1, D, H2, W2   # D is 1 in NCHW, where N counts the planes
@@ -138,13 +139,17 @@ cdef Py_ssize_t scatter(real *dx, real *dy, int64_t *index, Py_ssize_t cells, Py
                         Py_ssize_t channels) noexcept nogil:
     """Add dy to dx at the cells that won, for some channels of one picture of D; returns how many places were none.
 
-    dx is zeroed row by row, just ahead of the places of the next row of dy: by then it is in the cache for them.
+    A small dx is zeroed at once, a large one row by row, just ahead of the places of the next row of dy: by then it is in
+    the cache for them.
     """
     cdef Py_ssize_t _r, i, c, zeroed = 0, reach, wrong = 0
     cdef int64_t at
+    if D == channels and cells * D * <Py_ssize_t> sizeof(real) <= SMALL_BYTES:
+        memset(dx, 0, cells * D * sizeof(real))
+        zeroed = cells
     for _r in range(rows):
         reach = 0
-        for i in range(row):
+        for i in range(row if zeroed < cells else 0):
             for c in range(channels):
                 reach = max(reach, index[i * D + c] + 1)
         reach = min(reach, cells)
