@@ -14,7 +14,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, data, end_task, real, transpose_f32, transpose_f64
+from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, data, end_task, real, transpose
 
 cnp.import_array()
 
@@ -473,14 +473,6 @@ cdef Py_ssize_t turned_channels(Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t items
     return min(((D + groups - 1) // groups + lanes - 1) // lanes, fit // lanes) * lanes
 
 
-cdef inline void turn_over(real *dst, Py_ssize_t dst_stride, real *src, Py_ssize_t src_stride, Py_ssize_t rows,
-                           Py_ssize_t cols) noexcept nogil:
-    if real is float:
-        transpose_f32(dst, dst_stride, src, src_stride, rows, cols)
-    else:
-        transpose_f64(dst, dst_stride, src, src_stride, rows, cols)
-
-
 cdef void add_to(real *total, real *part, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
@@ -511,9 +503,9 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
         make_tables(scratch + item * own, h, v, G * sizeof(real))
     with nogil:
         for k in range(m):
-            turn_over(by_tap + k * taps * D, D, w + k * taps, m * taps, D, taps)
+            transpose(by_tap + k * taps * D, D, w + k * taps, m * taps, D, taps)
             if bias is not NULL:
-                turn_over(biases + k * D, D, bias + k, m, D, 1)
+                transpose(biases + k * D, D, bias + k, m, D, 1)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
             for item in prange(N * groups, schedule="static"):
@@ -525,7 +517,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                 C = min(G, D - c)
                 for k in range(m):
                     if back or k == 0:
-                        turn_over(read, G, x + ((n * D + c) * m + k if back else n * D + c) * in_plane,
+                        transpose(read, G, x + ((n * D + c) * m + k if back else n * D + c) * in_plane,
                                   (m if back else 1) * in_plane, C, in_plane)
                     for row in range(h.n_out):
                         nhwc_row(False, h, v, t, read, G, by_tap + k * taps * D + c, D,
@@ -534,7 +526,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                         if back and k:
                             add_to(made + row * width, spare, width)
                     if not back or k == m - 1:
-                        turn_over(y + (n * D + c if back else (n * D + c) * m + k) * out_plane, (1 if back else m) * out_plane,
+                        transpose(y + (n * D + c if back else (n * D + c) * m + k) * out_plane, (1 if back else m) * out_plane,
                                   made, G, out_plane, C)
             end_task(before)
     free(scratch)
@@ -577,14 +569,14 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                 C = min(G, D - c)
                 memset(total, 0, taps * m * G * sizeof(real))
                 for n in range(N * part // parts, N * (part + 1) // parts):
-                    turn_over(read, G, x + (n * D + c) * in_plane, in_plane, C, in_plane)
+                    transpose(read, G, x + (n * D + c) * in_plane, in_plane, C, in_plane)
                     for k in range(m):
-                        turn_over(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
+                        transpose(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
                         for row in range(h.n_out):
                             nhwc_row(True, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
                                      <real *> NULL, False, False)
                 for k in range(m):
-                    turn_over(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
+                    transpose(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
             end_task(before)
         if parts > 1:
             for i in range(K * taps):
