@@ -55,6 +55,7 @@ cdef struct Shape:
     # A window row of few channels is one run, F_w*C long, in a padded copy of the rows: 0, or F_w.
     Py_ssize_t merged
     bint stream                       # dst is too large for the caches
+    bint fetch                        # dst is too large for a core's own cache
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
 
@@ -114,6 +115,11 @@ cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
 cdef inline bint repacked(Gather self) noexcept nogil:
     """Whether a depth-first gather reads its weights from a copy in another order."""
     return self.transposed or self.s.T < self.s.window
+
+
+cdef inline Py_ssize_t bytes_met(Shape *s, real *like) noexcept nogil:
+    """What a gather reads and writes of pictures."""
+    return s.N * s.groups * (s.rows * s.cols * s.K + s.Hs * s.Ws * s.C) * <Py_ssize_t> sizeof(real)
 
 
 cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
@@ -182,8 +188,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
-    s.stream = (pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > STREAM and <size_t> dst % VECTOR_BYTES == 0
-                and s.K % lanes(src) == 0)
+    s.fetch = pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
+    s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     with nogil:
         for i in prange(0 if z.passing else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
                         use_threads_if=threads > 1 and z.packed > SMALL_WORK):
@@ -225,7 +231,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
     cdef real *b = <real *> (scratch + z.scratch - z.passing * (PASSING + 1) * NR * <Py_ssize_t> sizeof(real))
     cdef real *at[TILE_MR]
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0, 0)
     cdef unsigned int before = begin_task()
     memset(zeros, 0, s.C * sizeof(real))
     point_at_pixels(s, src, dst, g, 0, pixels, a, target, zeros)
@@ -293,7 +299,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint r
     cdef real **c = a + blocks * runs * TILE_MR
     cdef real **target = c + blocks * TILE_MR
     cdef real *rest = <real *> (scratch + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
-    cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream)
+    cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream, s.fetch)
     cdef unsigned int before = begin_task()
     if s.merged:
         point_at_strip(s, src, dst, g, lo, hi, a, c, rest)
@@ -430,8 +436,9 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
     s.by_taps = self.transposed
+    s.fetch = s.N * s.groups * s.K * plane > L2_SHARE
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
-    s.stream = (not s.apart and s.N * s.groups * s.K * plane > STREAM and <size_t> dst % VECTOR_BYTES == 0
+    s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and plane % VECTOR_BYTES == 0 and z.channels >= s.C)
     with nogil:
         if fresh and repacked(self):
@@ -467,7 +474,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
     cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
     cdef real *result = packed + z.together * z.channels * s.T * NR
-    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch)
     cdef unsigned int before = begin_task()
     while True:
         some = least(z.channels, s.C - c)
@@ -719,7 +726,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -742,7 +749,7 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *d, real *total, 
     cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, picture, h
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
     for i in range(pieces):
         first = channels * i // pieces
         n = channels * (i + 1) // pieces - first

@@ -14,6 +14,7 @@ typedef struct {
     int accumulate;    /* C starts from what is in memory */
     int relu;          /* C ends as max(C, 0) */
     int stream;        /* C is written past the caches; its rows begin at whole vectors and cols is a multiple of VL */
+    int fetch;         /* C lies far away: its lines are called for while the products run */
 } CAT(epilogue);
 
 INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
@@ -26,6 +27,11 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             if (e->accumulate) acc[m][v] = v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last);
             else if (!e->bias) acc[m][v] = CAT(splat)(0);
             else acc[m][v] = e->bias_by_row ? CAT(splat)(e->bias[m]) : CAT(load)(e->bias + v * VL);
+        }
+    }
+    if (e->fetch) {
+        UNROLL for (int m = 0; m < rows; m++) {
+            UNROLL for (int v = 0; v < nv; v++) prefetch(c[m] + v * VL);
         }
     }
     for (ptrdiff_t u = 0; u < runs; u++) {

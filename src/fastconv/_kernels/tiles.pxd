@@ -17,10 +17,10 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t to, at, n
     ctypedef struct epilogue_f32:
         float *bias
-        int bias_by_row, accumulate, relu, stream
+        int bias_by_row, accumulate, relu, stream, fetch
     ctypedef struct epilogue_f64:
         double *bias
-        int bias_by_row, accumulate, relu, stream
+        int bias_by_row, accumulate, relu, stream, fetch
     void tile_by_rows_f32(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, float **a, Py_ssize_t a_step, float *b,
                           Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_rows_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
@@ -54,7 +54,7 @@ cdef extern from "kernels.h" nogil:
 cdef struct Epilogue:
     # how a tile begins and ends: see epilogue in tile.h
     void *bias
-    int bias_by_row, accumulate, relu, stream
+    int bias_by_row, accumulate, relu, stream, fetch
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:

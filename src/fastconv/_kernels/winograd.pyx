@@ -408,7 +408,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t ti
     cdef Py_ssize_t NR = 2 * lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
     cdef real *a[TILE_MR]
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0, 0)
     for value in range(s.n * s.n):
         for p in range(panel, panel_end):
             for i in range(blocks):
@@ -529,7 +529,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0, 0)
     for value in range(s.n * s.n):
         for i in range(blocks):
             first = channels * i // blocks
