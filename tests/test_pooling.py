@@ -129,6 +129,30 @@ def test_a_window_of_padding_only(isa):
     assert not fc.max_pool2d_grad(np.ones_like(y), np.full_like(index, -1), x.shape).any()
 
 
+@pytest.mark.parametrize("strays", [0, 1, 99])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("cells", "places"), [((8, 8), (4, 4)), ((19, 71), (6, 35)), ((3, 140), (1, 34)), ((9, 67), (9, 33))])
+def test_places_may_give_to_any_cell(isa, n_threads, cells, places, dtype, layout, strays):
+    """Whether every winner is a cell of its own tile of the picture, as most poolings have it, or some are elsewhere."""
+    rng, (H1, W1), (H2, W2), D = np.random.default_rng(3), cells, places, 18
+    h, w = H1 // H2, W1 // W2
+    rows = np.arange(H2)[:, None, None] * h + rng.integers(0, h, (3, H2, W2, D))
+    cols = np.arange(W2)[:, None] * w + rng.integers(0, w, (3, H2, W2, D))
+    index = rows * W1 + cols
+    index.ravel()[rng.choice(index.size, strays, replace=False)] = rng.integers(-1, H1 * W1, strays)
+    dy, x_shape = rng.integers(-9, 9, index.shape).astype(dtype), (3, H1, W1, D)
+    dy[..., 0] = -0.0
+    if layout == "NCHW":
+        dy, index, x_shape = dy.transpose(0, 3, 1, 2), index.transpose(0, 3, 1, 2), (3, D, H1, W1)
+    dx = fc.max_pool2d_grad(guarded(dy), index, x_shape, layout=layout)
+    assert bits(dx, reference.max_pool2d_grad(dy, index, x_shape, layout=layout).astype(dtype))
+    index = index.copy()
+    index.ravel()[7] += 1 << 32
+    with pytest.raises(ValueError, match="index points outside of the picture"):
+        fc.max_pool2d_grad(dy, index, x_shape, layout=layout)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_mean_is_linear_and_its_gradient_adjoint(data):

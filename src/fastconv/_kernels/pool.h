@@ -87,6 +87,64 @@ static void CAT(pool_max)(ptrdiff_t taps, const REAL *const *x, const PLACE *pla
     else CAT(pool_max_body)(taps, x, place, at, n, step, origin, step_of_place, y, index);
 }
 
+/* The gradient of the maximum where windows of F_h x F_w cells tile the picture: n places side by side (the channels of a pixel,
+ * step 0, or the places of a row, step F_w) give their dy to the cell of their window that won, and zeros to the others.
+ * `cell` is the first cell of the first window, dx where it lies; a row of the picture has W1 cells, D numbers each.
+ * missed[lane] becomes true where no cell of the window had won. */
+static void CAT(pool_give)(const REAL *dy, const int64_t *index, ptrdiff_t n, ptrdiff_t step, ptrdiff_t cell, ptrdiff_t F_h,
+                           ptrdiff_t F_w, ptrdiff_t W1, ptrdiff_t D, REAL *dx, PLACE *missed) {
+#if defined(__GNUC__)
+    union { CAT(places) v; PLACE lane[VECTOR_BYTES / sizeof(REAL)]; } number, miss;
+    union { VEC v; REAL lane[VECTOR_BYTES / sizeof(REAL)]; } share;
+    for (int i = 0; i < VL; i++) {
+        number.lane[i] = i;
+        miss.lane[i] = missed[i];
+    }
+    for (ptrdiff_t l = 0; l < n; l += VL) {
+        const ptrdiff_t left = n - l < VL ? n - l : VL;
+        const VEC given = CAT(add)(CAT(load_part)(dy + l, left), CAT(splat)(0)); /* -0 to 0, as in a sum */
+        const REAL *whole = (const REAL *)(index + l); /* of one width with PLACE, or two halves, the lower one first */
+        const int halves = sizeof(int64_t) / sizeof(PLACE);
+        const CAT(places) low = (CAT(places))(halves == 1 ? CAT(load_part)(whole, left) : CAT(load_even)(whole, left));
+        const CAT(places) lost = halves == 1 ? low < 0 : (CAT(places))CAT(load_even)(whole + 1, left) != 0;
+        const CAT(places) at = (low - (PLACE)(cell + l * step) - number.v * (PLACE)step) | lost;
+        CAT(places) hit = number.v >= (PLACE)left;
+        for (ptrdiff_t r = 0; r < F_h; r++) {
+            REAL *to = dx + r * W1 * D + l * (step ? step : 1);
+            if (step == 2) { /* the cells of two columns by turns */
+                const CAT(places) even = at == (PLACE)(r * W1), odd = at == (PLACE)(r * W1 + 1);
+                const VEC a = (VEC)(even & (CAT(places))given), b = (VEC)(odd & (CAT(places))given);
+                hit |= even | odd;
+                CAT(store_by_turns)(to, a, b, 2 * left);
+                continue;
+            }
+            for (ptrdiff_t s = 0; s < F_w; s++) {
+                const CAT(places) wins = at == (PLACE)(r * W1 + s);
+                share.v = (VEC)(wins & (CAT(places))given);
+                hit |= wins;
+                if (step) CAT(spread)(to + s, share.lane, left, step);
+                else CAT(store_part)(to + s * D, share.v, left);
+            }
+        }
+        miss.v |= ~hit;
+    }
+    for (int i = 0; i < VL; i++) missed[i] = miss.lane[i];
+#else
+    for (ptrdiff_t l = 0; l < n; l++) {
+        REAL *to = dx + (step ? l * step : l);
+        int hit = 0;
+        for (ptrdiff_t r = 0; r < F_h; r++) {
+            for (ptrdiff_t s = 0; s < F_w; s++) {
+                const int wins = index[l] == cell + l * step + r * W1 + s;
+                hit |= wins;
+                to[(r * W1 + s) * D] = wins ? dy[l] + 0 : 0;
+            }
+        }
+        missed[0] |= !hit;
+    }
+#endif
+}
+
 /* y[l] = the sum of the cells / divisor */
 INLINE void CAT(pool_mean_vector)(ptrdiff_t left, ptrdiff_t taps, const REAL *const *x, ptrdiff_t at, ptrdiff_t step, REAL divisor,
                                   REAL *y) {

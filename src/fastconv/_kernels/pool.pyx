@@ -19,6 +19,10 @@ cdef extern from "pool.h" nogil:
                       int64_t origin, Py_ssize_t step_of_place, float *y, int64_t *index)
     void pool_max_f64(Py_ssize_t taps, const double **x, const int64_t *place, Py_ssize_t at, Py_ssize_t n, Py_ssize_t step,
                       int64_t origin, Py_ssize_t step_of_place, double *y, int64_t *index)
+    void pool_give_f32(const float *dy, const int64_t *index, Py_ssize_t n, Py_ssize_t step, Py_ssize_t cell, Py_ssize_t F_h,
+                       Py_ssize_t F_w, Py_ssize_t W1, Py_ssize_t D, float *dx, int32_t *missed)
+    void pool_give_f64(const double *dy, const int64_t *index, Py_ssize_t n, Py_ssize_t step, Py_ssize_t cell, Py_ssize_t F_h,
+                       Py_ssize_t F_w, Py_ssize_t W1, Py_ssize_t D, double *dx, int64_t *missed)
     void pool_mean_f32(Py_ssize_t taps, const float **x, Py_ssize_t at, Py_ssize_t n, Py_ssize_t step, float divisor, float *y)
     void pool_mean_f64(Py_ssize_t taps, const double **x, Py_ssize_t at, Py_ssize_t n, Py_ssize_t step, double divisor, double *y)
     void pool_shares_f32(Py_ssize_t taps, const float **x, const float *share, Py_ssize_t n, float *y)
@@ -135,14 +139,50 @@ cdef int pool(Pool *p, real *x, real *y, int64_t *index, int threads) except -1:
 
 # ------------------------------------------------------------------------------------------------------------ gradients
 
-cdef Py_ssize_t scatter(real *dx, real *dy, int64_t *index, Py_ssize_t cells, Py_ssize_t rows, Py_ssize_t row, Py_ssize_t D,
-                        Py_ssize_t channels) noexcept nogil:
-    """Add dy to dx at the cells that won, for some channels of one picture of D; returns how many places were none.
+cdef struct Field:
+    # What the gradient of a maximum goes back to: pictures of H1 x W1 cells from H2 x W2 places, D numbers each.
+    Py_ssize_t H1, W1, H2, W2, D
+
+
+cdef inline void give(real *dy, int64_t *index, Py_ssize_t n, Py_ssize_t step, Py_ssize_t cell, Py_ssize_t F_h, Py_ssize_t F_w,
+                      Py_ssize_t W1, Py_ssize_t D, real *dx, void *missed) noexcept nogil:
+    if real is float:
+        pool_give_f32(dy, index, n, step, cell, F_h, F_w, W1, D, dx, <int32_t *> missed)
+    else:
+        pool_give_f64(dy, index, n, step, cell, F_h, F_w, W1, D, dx, <int64_t *> missed)
+
+
+cdef bint give_back(Field *f, real *dx, real *dy, int64_t *index, Py_ssize_t channels) noexcept nogil:
+    """Write dx of one picture as if H2 x W2 windows tiled it; returns whether each winner was a cell of its window."""
+    cdef Py_ssize_t F_h = f.H1 // f.H2, F_w = f.W1 // f.W2, i, j, r
+    cdef int64_t missed[16]  # room for the lanes of any vector
+    for i in range(f.H2):
+        memset(missed, 0, sizeof(missed))
+        if f.D == 1:
+            give(dy, index, f.W2, F_w, i * F_h * f.W1, F_h, F_w, f.W1, 1, dx + i * F_h * f.W1, missed)
+        for j in range(f.W2 if f.D > 1 else 0):
+            r = i * F_h * f.W1 + j * F_w
+            give(dy + j * f.D, index + j * f.D, channels, 0, r, F_h, F_w, f.W1, f.D, dx + r * f.D, missed)
+        for j in range(16):
+            if missed[j]:
+                return False
+        for r in range(i * F_h, (i + 1) * F_h):
+            for j in range(f.W2 * F_w, f.W1):
+                memset(dx + (r * f.W1 + j) * f.D, 0, channels * sizeof(real))
+        dy += f.W2 * f.D
+        index += f.W2 * f.D
+    for r in range(f.H2 * F_h * f.W1, f.H1 * f.W1):
+        memset(dx + r * f.D, 0, channels * sizeof(real))
+    return True
+
+
+cdef Py_ssize_t scatter(Field *f, real *dx, real *dy, int64_t *index, Py_ssize_t channels) noexcept nogil:
+    """Add dy to dx at the cells that won, for some channels of one picture; returns how many places were none.
 
     A small dx is zeroed at once, a large one row by row, just ahead of the places of the next row of dy: by then it is in
     the cache for them.
     """
-    cdef Py_ssize_t _r, i, c, zeroed = 0, reach, wrong = 0
+    cdef Py_ssize_t _r, i, c, zeroed = 0, reach, wrong = 0, cells = f.H1 * f.W1, rows = f.H2, row = f.W2, D = f.D
     cdef int64_t at
     if D == channels and cells * D * <Py_ssize_t> sizeof(real) <= SMALL_BYTES:
         memset(dx, 0, cells * D * sizeof(real))
@@ -162,7 +202,7 @@ cdef Py_ssize_t scatter(real *dx, real *dy, int64_t *index, Py_ssize_t cells, Py
         for i in range(row):
             for c in range(channels):
                 at = index[i * D + c]
-                if 0 <= at < cells:
+                if <size_t> at < <size_t> cells:  # and not negative
                     dx[at * D + c] += dy[i * D + c]
                 elif at != -1:
                     wrong += 1
@@ -174,15 +214,28 @@ cdef Py_ssize_t scatter(real *dx, real *dy, int64_t *index, Py_ssize_t cells, Py
     return wrong
 
 
-cdef Py_ssize_t run_max_grad(real *like, cnp.ndarray dy, cnp.ndarray index, cnp.ndarray dx, Py_ssize_t N, Py_ssize_t cells,
-                             Py_ssize_t rows, Py_ssize_t row, Py_ssize_t D, int threads) noexcept:
+cdef Py_ssize_t picture_grad(Field *f, real *dx, real *dy, int64_t *index, Py_ssize_t channels, bint *tiled) noexcept nogil:
+    """Write some channels of one picture's dx; returns how many places were none. Most poolings tile the picture, so that each
+    place has its cells for itself; `tiled` is true until it turns out that this one does not."""
+    if tiled[0]:
+        if give_back(f, dx, dy, index, channels):
+            return 0
+        tiled[0] = False
+    return scatter(f, dx, dy, index, channels)
+
+
+cdef Py_ssize_t run_max_grad(real *like, cnp.ndarray dy, cnp.ndarray index, cnp.ndarray dx, Py_ssize_t N, Field *f,
+                             int threads) noexcept:
     cdef real *to = data(dx, like)
     cdef real *share = data(dy, like)
     cdef int64_t *won = <int64_t *> cnp.PyArray_DATA(index)
     # Whole pictures if there are enough for the threads, else pieces of their depth, of whole cache lines.
-    cdef Py_ssize_t line = 64 // sizeof(real), pieces = min((D + line - 1) // line, (threads + N - 1) // max(N, 1))
-    cdef Py_ssize_t width = ((D + pieces - 1) // pieces + line - 1) // line * line
+    cdef Py_ssize_t D = f.D, line = 64 // sizeof(real), pieces = min((D + line - 1) // line, (threads + N - 1) // max(N, 1))
+    cdef Py_ssize_t width = ((D + pieces - 1) // pieces + line - 1) // line * line, cells = f.H1 * f.W1, places = f.H2 * f.W2
     cdef Py_ssize_t item, n, c, wrong = 0
+    # Short rows of single numbers are not worth a vector.
+    cdef bint tiled = 0 < f.H2 <= f.H1 and 0 < f.W2 <= f.W1 and cells < 1 << 31 and (D > 1 or f.W2 > 8)
+    cdef bint *guess = &tiled
     cdef unsigned int before = 0
     pieces = (D + width - 1) // width
     with nogil:
@@ -190,9 +243,8 @@ cdef Py_ssize_t run_max_grad(real *like, cnp.ndarray dy, cnp.ndarray index, cnp.
             before = begin_task()
             for item in prange(N * pieces, schedule="static"):
                 n, c = item // pieces, item % pieces * width
-                wrong += scatter(to + n * cells * D + c, share + n * rows * row * D + c,
-                                 won + n * rows * row * D + c, cells, rows, row,
-                                 D, min(width, D - c))
+                wrong += picture_grad(f, to + n * cells * D + c, share + n * places * D + c, won + n * places * D + c,
+                                      min(width, D - c), guess)
             end_task(before)
     return wrong
 
@@ -307,16 +359,15 @@ def mean(cnp.ndarray x, cnp.ndarray y, Py_ssize_t F_h, Py_ssize_t F_w, Py_ssize_
 
 def maximum_grad(cnp.ndarray dy, cnp.ndarray index, cnp.ndarray dx, bint nchw, int threads):
     """dx = dy at the cells that won; returns how many entries of index are no cell of the picture."""
-    cdef Py_ssize_t N = dy.shape[0] * dy.shape[1] if nchw else dy.shape[0], D = 1 if nchw else dy.shape[3]
-    cdef Py_ssize_t rows = dy.shape[2 if nchw else 1], row = dy.shape[3 if nchw else 2]
-    cdef Py_ssize_t cells = dx.shape[2] * dx.shape[3] if nchw else dx.shape[1] * dx.shape[2]
+    cdef Py_ssize_t N = dy.shape[0] * dy.shape[1] if nchw else dy.shape[0], h = 2 if nchw else 1
+    cdef Field f = Field(dx.shape[h], dx.shape[h + 1], dy.shape[h], dy.shape[h + 1], 1 if nchw else dy.shape[3])
     if cnp.PyArray_SIZE(dx) < ALONE:
         threads = 1
     if cnp.PyArray_SIZE(dx) == 0:
         return 0
     if cnp.PyArray_TYPE(dx) == cnp.NPY_FLOAT32:
-        return run_max_grad(<float *> NULL, dy, index, dx, N, cells, rows, row, D, threads)
-    return run_max_grad(<double *> NULL, dy, index, dx, N, cells, rows, row, D, threads)
+        return run_max_grad(<float *> NULL, dy, index, dx, N, &f, threads)
+    return run_max_grad(<double *> NULL, dy, index, dx, N, &f, threads)
 
 
 def mean_gradient(cnp.ndarray dy, cnp.ndarray dx, Py_ssize_t F_h, Py_ssize_t F_w, Py_ssize_t S_h, Py_ssize_t S_w,

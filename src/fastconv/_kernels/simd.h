@@ -119,6 +119,16 @@ INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
 #endif
 }
 
+/* a[0], b[0], a[1], b[1], ...: the first n of them, n at most 2 VL. */
+INLINE void CAT(store_by_turns)(REAL *p, VEC a, VEC b, ptrdiff_t n) {
+#if defined(__GNUC__)
+    CAT(store_part)(p, INTERLEAVE_LOW(a, b), n);
+    if (n > VL) CAT(store_part)(p + VL, INTERLEAVE_HIGH(a, b), n - VL);
+#else
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = i % 2 ? b.at[i / 2] : a.at[i / 2];
+#endif
+}
+
 /* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
 INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
     for (; src_step == 2 && n >= VL; n -= VL, dst += VL, src += 2 * VL) CAT(store)(dst, CAT(load_even)(src, VL));
