@@ -72,7 +72,7 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     elif p.nchw:
         N, size = p.N, (1, pixels)
     else:
-        N, size = 1, (p.N, pixels)
+        N, size = 1, ((p.N, pixels) if p.N * pixels > 256 else (1, p.N * pixels))
     return N, size, size
 
 
