@@ -87,6 +87,8 @@ LECTURE = [
 NETWORKS = [
     Problem("mnist conv1", 3, 28, 28, 1, 8, 5, P=2, tags=("first",)),
     Problem("mnist conv2", 3, 14, 14, 8, 16, 5, tags=("5x5",)),
+    Problem("segnet 7x7 shrunk", 2, 13, 15, 18, 20, 7, P=3, tags=("7x7",)),
+    Problem("7x7 over a small picture", 1, 3, 5, 4, 7, 7, P=3, tags=("7x7",)),
     Problem("cifar conv1", 2, 32, 32, 3, 32, 3, P=1, tags=("first",)),
     Problem("cifar conv2", 2, 16, 16, 32, 64, 3, P=1, tags=("3x3",)),
     Problem("vgg conv1_1 shrunk", 1, 30, 28, 3, 64, 3, P=1, tags=("first",)),

@@ -42,9 +42,9 @@ SEVERAL = [p for p in ALL if p.N > 1]
 
 
 def can(p, method):
-    """What the documentation says of "winograd": 3x3 and 5x5 windows, S=1, no dilation. The others do everything."""
+    """What the documentation says of "winograd": 3x3, 5x5 and 7x7 windows, S=1, no dilation. The others do everything."""
     w = p.window
-    return method != "winograd" or (w.F in ((3, 3), (5, 5)) and w.S == (1, 1) and w.dilation == (1, 1))
+    return method != "winograd" or (w.F in ((3, 3), (5, 5), (7, 7)) and w.S == (1, 1) and w.dilation == (1, 1))
 
 
 def convolve(e, out=None, **how):

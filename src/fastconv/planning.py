@@ -217,8 +217,10 @@ def _im2col(p: Problem) -> Job:
 
 # ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
 # Cycles of a core, for vectors of VL numbers; only their ratios matter. Measured with bench/test_conv.py.
-TRANSFORM = {"data": 130, "filter": 100, "result": 110}  # of one 6 x 6 tile; a 4 x 4 tile takes 4/9 of that
+TRANSFORM = {"data": 130, "filter": 100, "result": 110}  # of one 6 x 6 tile; others in proportion to their pixels
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
+EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
+EIGHT_POINTS_TILES = 256  # tiles of one part
 
 
 def _nominal(p: Problem) -> Problem:
@@ -237,10 +239,10 @@ def _product(rows: float, k: float, cols: int, p: Problem) -> float:
 
 def _winograd_cycles(p: Problem, m: int) -> float:
     VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
-    r, D, K, size = p.window.F[0], p.D1 // p.groups, p.K // p.groups, p.window.size
+    r, D, K = p.window.F[0], p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
-        D, K, size = K, D, (p.H1, p.W1)
-    n, tiles = m + r - 1, p.N * -(-size[0] // m) * -(-size[1] // m)
+        D, K = K, D
+    n, tiles = m + r - 1, _tiles(p, m)
     d, k, part = -(-D // VL), -(-K // VL), n * n / 36
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
@@ -253,22 +255,45 @@ def _direct_cycles(p: Problem) -> float:
     Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
     if p.direction == "grad_w":
-        return Fh * Fw * _product(D, p.N * H2 * W2, K, p) * 1.1
+        taps = Fw if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
+        return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
         return Fh * Fw * _product(p.N * p.H1 * p.W1, K, D, p)
     return _product(p.N * H2 * W2, Fh * Fw * D, K, p)
 
 
-def winograd_tile(p: Problem) -> tuple[int, int]:
-    """(m, r): results and filter a side, the cheaper where there is a choice."""
+def _tiles(p: Problem, m: int) -> int:
+    H, W = (p.H1, p.W1) if p.direction == "grad_x" else p.window.size
+    return p.N * -(-H // m) * -(-W // m)
+
+
+def _parts(p: Problem, m: int) -> int:
+    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
+    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups
+    return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
+
+
+def _exact_enough(p: Problem, m: int) -> bool:
+    """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
     r = p.window.F[0]
-    return (min((4, 2), key=lambda m: _winograd_cycles(_nominal(p), m)), 3) if r == 3 else (2, r)
+    if m + r - 1 < 8:
+        return True
+    if p.direction == "grad_w":
+        return r < 7 and _tiles(p, m) <= EIGHT_POINTS_TILES * _parts(p, m)
+    return (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
+
+
+def winograd_tile(p: Problem) -> tuple[int, int]:
+    """(m, r): results and filter a side, the cheapest that is exact enough; of 7x7 filters there is one tile only."""
+    r = p.window.F[0]
+    able = [m for m in (4, 2) if r < 7 and _exact_enough(p, m)]
+    return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=2), r
 
 
 def _winograd_refuses(p: Problem) -> str | None:
     w = p.window
-    if w.F not in ((3, 3), (5, 5)):
-        return f"it has transforms for 3x3 and 5x5 windows, not {w.F[1]}x{w.F[0]}"
+    if w.F not in ((3, 3), (5, 5), (7, 7)):
+        return f"it has transforms for 3x3, 5x5 and 7x7 windows, not {w.F[1]}x{w.F[0]}"
     if w.S != (1, 1) or w.dilation != (1, 1):
         return f"it needs S=1 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
@@ -279,6 +304,8 @@ def _winograd_wanted(p: Problem) -> str | None:
         return None  # depthwise has kernels of its own
     p = _nominal(p)
     m, r = winograd_tile(p)
+    if not _exact_enough(p, m):
+        return None
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
     return f"F({m}x{m}, {r}x{r}) takes about {ratio:.2f} of direct's cycles" if ratio < MARGIN else None
 
@@ -293,8 +320,7 @@ def _winograd(p: Problem) -> Job:
         forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, -top, -left, p.nchw, False)
     if p.direction != "grad_w":
         return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
-    tiles, corners = p.N * -(-H2 // tile[0]) * -(-W2 // tile[0]), -(-D // 64) * -(-K // 64) * p.groups
-    return _gradient_job(kernels.WeightGradient(forward, max(1, min(8 // max(1, corners), tiles // 64))), p)
+    return _gradient_job(kernels.WeightGradient(forward, _parts(p, tile[0])), p)
 
 
 @dataclass(frozen=True)

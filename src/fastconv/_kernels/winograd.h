@@ -2,42 +2,69 @@
  *
  *     y = A' [(G w G') * (B' d B)] A        (Lavin and Gray, arXiv 1509.09308, equation 12; * is elementwise)
  *
- * It is polynomial multiplication by values at n points (Toom and Cook): 0, +-p for one or two p, and infinity. With
+ * It is polynomial multiplication by values at n points (Toom and Cook): 0, +-p for n/2 - 1 numbers p, and infinity. With
  * M(x) = x * product of (x^2 - p^2):
  *     G:  the filter's polynomial at each point, over the derivative M'(point); at infinity its last coefficient
  *     B': the coefficients of M(x) / (x - point); at infinity those of M(x)
  *     A': the powers of each point; at infinity the last row only
  * Each pair +-p shares its even and its odd half. Four points: p = 1. Six points: p = 5/8 and 3/2, whose powers are exact and
- * which give half the error of the textbook's 1 and 2. The gradient by the filter is the same with dy (m x m) for the filter:
- * F(r x r, m x m) on the same tiles. */
+ * which give half the error of the textbook's 1 and 2. Eight: p = 1/2, 1 and 2. The gradient by the filter is the same with
+ * dy (m x m) for the filter: F(r x r, m x m) on the same tiles. */
 
-#define P1(n) ((n) == 4 ? 1.0 : 0.625)
-#define P2 1.5
-/* 1/M'(0), 1/M'(+-p) */
-#define AT_ZERO(n) ((n) == 4 ? -1.0 : 1.0 / (0.625 * 0.625 * 1.5 * 1.5))
-#define AT_P1(n) ((n) == 4 ? 0.5 : 1.0 / (2 * 0.625 * 0.625 * (0.625 * 0.625 - 1.5 * 1.5)))
-#define AT_P2 (1.0 / (2 * 1.5 * 1.5 * (1.5 * 1.5 - 0.625 * 0.625)))
 #define SPLAT(x) CAT(splat)((REAL)(x))
+#ifndef FASTCONV_WINOGRAD_H
+#define FASTCONV_WINOGRAD_H
+#define PAIRS(n) ((n) / 2 - 1)
+INLINE double point(const int n, const int i) {
+    const double six[2] = {0.625, 1.5}, eight[3] = {0.5, 1, 2};
+    return n == 4 ? 1 : n == 6 ? six[i] : eight[i];
+}
+
+/* c: the coefficients of the product of (y - p^2) over all pairs but one (none: -1); the last of them is 1 */
+INLINE void pair_product(const int n, const int but, double *c) {
+    int degree = 0;
+    c[0] = 1;
+    UNROLL for (int i = 0; i < PAIRS(n); i++) {
+        if (i == but) continue;
+        c[degree + 1] = c[degree];
+        UNROLL for (int k = degree; k > 0; k--) c[k] = c[k - 1] - point(n, i) * point(n, i) * c[k];
+        c[0] *= -point(n, i) * point(n, i);
+        degree++;
+    }
+}
+
+/* M'(p), at the point of pair i, and at 0 for i = -1 */
+INLINE double derivative(const int n, const int i) {
+    const double x = i < 0 ? 0 : point(n, i);
+    double product = i < 0 ? 1 : 2 * x * x;
+    UNROLL for (int j = 0; j < PAIRS(n); j++)
+        if (j != i) product *= x * x - point(n, j) * point(n, j);
+    return product;
+}
+#endif
 
 /* v = B' d: n numbers to n values */
 INLINE void CAT(values_of_data)(const int n, const VEC *d, VEC *v) {
-    if (n == 4) {
-        v[0] = CAT(sub)(d[2], d[0]);
-        v[1] = CAT(add)(d[2], d[1]);
-        v[2] = CAT(sub)(d[2], d[1]);
-        v[3] = CAT(sub)(d[3], d[1]);
-        return;
+    const int last = PAIRS(n);
+    double c[4];
+    pair_product(n, -1, c);
+    v[0] = d[2 * last];
+    v[n - 1] = d[2 * last + 1];
+    UNROLL for (int k = last - 1; k >= 0; k--) {
+        v[0] = CAT(fma)(SPLAT(c[k]), d[2 * k], v[0]);
+        v[n - 1] = CAT(fma)(SPLAT(c[k]), d[2 * k + 1], v[n - 1]);
     }
-    const double p = P1(6), q = P2;
-    const VEC pp = SPLAT(-p * p), qq = SPLAT(-q * q), product = SPLAT(p * p * q * q), sum = SPLAT(-(p * p + q * q));
-    const VEC even_p = CAT(fma)(qq, d[2], d[4]), odd_p = CAT(mul)(SPLAT(p), CAT(fma)(qq, d[1], d[3]));
-    const VEC even_q = CAT(fma)(pp, d[2], d[4]), odd_q = CAT(mul)(SPLAT(q), CAT(fma)(pp, d[1], d[3]));
-    v[0] = CAT(fma)(product, d[0], CAT(fma)(sum, d[2], d[4]));
-    v[1] = CAT(add)(even_p, odd_p);
-    v[2] = CAT(sub)(even_p, odd_p);
-    v[3] = CAT(add)(even_q, odd_q);
-    v[4] = CAT(sub)(even_q, odd_q);
-    v[5] = CAT(fma)(product, d[1], CAT(fma)(sum, d[3], d[5]));
+    UNROLL for (int i = 0; i < last; i++) {
+        VEC even = d[2 * last], odd = d[2 * last - 1];
+        pair_product(n, i, c);
+        UNROLL for (int k = last - 2; k >= 0; k--) {
+            even = CAT(fma)(SPLAT(c[k]), d[2 * k + 2], even);
+            odd = CAT(fma)(SPLAT(c[k]), d[2 * k + 1], odd);
+        }
+        odd = CAT(mul)(SPLAT(point(n, i)), odd);
+        v[1 + 2 * i] = CAT(add)(even, odd);
+        v[2 + 2 * i] = CAT(sub)(even, odd);
+    }
 }
 
 /* scale * p^i for a pair's polynomial of r terms: its even and its odd half */
@@ -54,37 +81,33 @@ INLINE void CAT(halves)(const int r, const double p, const double scale, const V
 
 /* v = G g: a filter of r numbers to n values */
 INLINE void CAT(values_of_filter)(const int n, const int r, const VEC *g, VEC *v) {
-    VEC even, odd;
-    v[0] = CAT(mul)(SPLAT(AT_ZERO(n)), g[0]);
-    CAT(halves)(r, P1(n), AT_P1(n), g, &even, &odd);
-    v[1] = CAT(add)(even, odd);
-    v[2] = CAT(sub)(even, odd);
-    if (n == 6) {
-        CAT(halves)(r, P2, AT_P2, g, &even, &odd);
-        v[3] = CAT(add)(even, odd);
-        v[4] = CAT(sub)(even, odd);
+    v[0] = CAT(mul)(SPLAT(1 / derivative(n, -1)), g[0]);
+    UNROLL for (int i = 0; i < PAIRS(n); i++) {
+        VEC even, odd;
+        CAT(halves)(r, point(n, i), 1 / derivative(n, i), g, &even, &odd);
+        v[1 + 2 * i] = CAT(add)(even, odd);
+        v[2 + 2 * i] = CAT(sub)(even, odd);
     }
     v[n - 1] = g[r - 1];
 }
 
 /* y = A' v: n values to m results */
 INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
-    const VEC even_p = CAT(add)(v[1], v[2]), odd_p = CAT(sub)(v[1], v[2]);
-    const VEC even_q = n == 6 ? CAT(add)(v[3], v[4]) : even_p, odd_q = n == 6 ? CAT(sub)(v[3], v[4]) : odd_p;
-    double p = 1, q = 1;
-    UNROLL for (int i = 0; i < m; i++) {
-        y[i] = CAT(mul)(SPLAT(p), i % 2 ? odd_p : even_p);
-        if (n == 6) y[i] = CAT(fma)(SPLAT(q), i % 2 ? odd_q : even_q, y[i]);
-        if (i == 0) y[i] = CAT(add)(y[i], v[0]);
-        if (i == m - 1) y[i] = CAT(add)(y[i], v[n - 1]);
-        p *= P1(n);
-        q *= P2;
+    UNROLL for (int j = 0; j < PAIRS(n); j++) {
+        const VEC even = CAT(add)(v[1 + 2 * j], v[2 + 2 * j]), odd = CAT(sub)(v[1 + 2 * j], v[2 + 2 * j]);
+        double power = 1;
+        UNROLL for (int i = 0; i < m; i++) {
+            y[i] = j ? CAT(fma)(SPLAT(power), i % 2 ? odd : even, y[i]) : CAT(mul)(SPLAT(power), i % 2 ? odd : even);
+            power *= point(n, j);
+        }
     }
+    y[0] = CAT(add)(y[0], v[0]);
+    y[m - 1] = CAT(add)(y[m - 1], v[n - 1]);
 }
 
 /* V = B' d B of one tile: d[i * row + j * col], V[(i * n + j) * step] */
 INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
-    VEC half[6][6], line[6], v[6];
+    VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < n; j++) {
         UNROLL for (int i = 0; i < n; i++) line[i] = CAT(load)(d + i * row + j * col);
         CAT(values_of_data)(n, line, v);
@@ -98,7 +121,7 @@ INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t 
 
 /* U = G g G' of one filter, or of one tile of dy */
 INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step) {
-    VEC half[6][6], line[6], v[6];
+    VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < r; j++) {
         UNROLL for (int i = 0; i < r; i++) line[i] = CAT(load)(g + i * row + j * col);
         CAT(values_of_filter)(n, r, line, v);
@@ -113,7 +136,7 @@ INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t 
 /* y = A' M A of one tile, with bias and ReLU: M[(i * n + j) * step], y[i * row + j * col] */
 INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
                              const REAL *bias, int relu, int stream) {
-    VEC half[6][6], line[6], v[6];
+    VEC half[8][8], line[8], v[8];
     const VEC b = bias ? CAT(load)(bias) : CAT(splat)(0);
     UNROLL for (int j = 0; j < n; j++) {
         UNROLL for (int i = 0; i < n; i++) line[i] = CAT(load)(M + (i * n + j) * step);
@@ -130,30 +153,23 @@ INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t 
     }
 }
 
+/* Every F(m x m, r x r) that is made, and as F(r x r, m x m) for the gradient by the filter: n, and r or m. */
+#define EACH_TILE(X) X(8, 7) X(8, 5) X(8, 4) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
 static void CAT(winograd_data)(int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
-    if (n == 6) CAT(data_body)(6, d, row, col, V, step);
+    if (n == 8) CAT(data_body)(8, d, row, col, V, step);
+    else if (n == 6) CAT(data_body)(6, d, row, col, V, step);
     else CAT(data_body)(4, d, row, col, V, step);
 }
 static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step) {
-    if (n == 6 && r == 3) CAT(filter_body)(6, 3, g, row, col, U, step);
-    else if (n == 6 && r == 4) CAT(filter_body)(6, 4, g, row, col, U, step);
-    else if (n == 6 && r == 2) CAT(filter_body)(6, 2, g, row, col, U, step);
-    else if (n == 6) CAT(filter_body)(6, 5, g, row, col, U, step);
-    else if (r == 3) CAT(filter_body)(4, 3, g, row, col, U, step);
-    else CAT(filter_body)(4, 2, g, row, col, U, step);
+#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step); else
+    EACH_TILE(FILTER_CASE) {}
+#undef FILTER_CASE
 }
 static void CAT(winograd_result)(int n, int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
                                  const REAL *bias, int relu, int stream) {
-    if (n == 6 && m == 4) CAT(result_body)(6, 4, M, step, y, row, col, bias, relu, stream);
-    else if (n == 6 && m == 3) CAT(result_body)(6, 3, M, step, y, row, col, bias, relu, stream);
-    else if (n == 6 && m == 2) CAT(result_body)(6, 2, M, step, y, row, col, bias, relu, stream);
-    else if (n == 6) CAT(result_body)(6, 5, M, step, y, row, col, bias, relu, stream);
-    else if (m == 2) CAT(result_body)(4, 2, M, step, y, row, col, bias, relu, stream);
-    else CAT(result_body)(4, 3, M, step, y, row, col, bias, relu, stream);
+#define RESULT_CASE(a, b) if (n == a && m == b) CAT(result_body)(a, b, M, step, y, row, col, bias, relu, stream); else
+    EACH_TILE(RESULT_CASE) {}
+#undef RESULT_CASE
 }
-#undef P1
-#undef P2
-#undef AT_ZERO
-#undef AT_P1
-#undef AT_P2
+#undef EACH_TILE
 #undef SPLAT

@@ -3,9 +3,9 @@
     forward, grad_x (S = 1)   y = A' [sum over c of (G w G') * (B' d B)] A      F(m x m, r x r), n = m + r - 1
     grad_w                    dw = A' [sum over tiles of (G dy G') * (B' d B)] A   F(r x r, m x m) on the same tiles
 
-F(4x4, 3x3) does 36 products where direct convolution does 144, F(2x2, 5x5) 36 for 100, F(2x2, 3x3) 16 for 36. grad_x is the
-forward with the filters turned round and transposed. The transforms are in winograd.h; the products are the register tile's:
-for each of the n*n values a matrix of tiles x channels times one of channels x filters.
+F(4x4, 3x3) does 36 products where direct convolution does 144, F(4x4, 5x5) 64 for 400, F(2x2, 7x7) 64 for 196. grad_x is
+the forward with the filters turned round and transposed. The transforms are in winograd.h; the products are the register
+tile's: for each of the n*n values a matrix of tiles x channels times one of channels x filters.
 
 A block of tiles is transformed into V[value][tile][channel], multiplied into M[value][tile][filter] and transformed back, by one
 thread. What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
@@ -343,7 +343,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
                             Py_ssize_t c_end) noexcept nogil:
     """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
     cdef Py_ssize_t VL = lanes(w), NR = 2 * VL, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
-    cdef real turned[FILTER_ROWS * 25 * 16]  # [channel][tap][lane]
+    cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
     cdef unsigned int before = begin_task()
     for half in range(2):
