@@ -188,8 +188,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
-    s.fetch = pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
+    s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     with nogil:
         for i in prange(0 if z.passing else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
                         use_threads_if=threads > 1 and z.packed > SMALL_WORK):
@@ -436,10 +436,10 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
     s.by_taps = self.transposed
-    s.fetch = s.N * s.groups * s.K * plane > L2_SHARE
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
     s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and plane % VECTOR_BYTES == 0 and z.channels >= s.C)
+    s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
     with nogil:
         if fresh and repacked(self):
             for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
