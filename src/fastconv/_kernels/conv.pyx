@@ -30,7 +30,7 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
-    STREAM = 1 << 24      # bytes of a result that no cache keeps: it is written past them
+    STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over

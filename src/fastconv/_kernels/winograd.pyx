@@ -28,7 +28,7 @@ cnp.import_array()
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
-    STREAM = 1 << 24  # bytes of a result that no cache keeps: it is written past them
+    STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
@@ -213,7 +213,7 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
     cdef Rectangle a
     cdef real *y
     cdef real *of
-    cdef bint direct, stream = (s.N * p.H * p.W * p.groups * p.depth * <Py_ssize_t> sizeof(real) > STREAM
+    cdef bint direct, stream = (s.N * p.groups * (p.H * p.W * p.depth + s.src.H * s.src.W * s.src.depth) * <Py_ssize_t> sizeof(real) > STREAM
                                 and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0)
     while q < q_end:
         a = rectangle(s, q, q_end)
