@@ -120,7 +120,7 @@ typedef const REAL *const *const *CAT(dw_tables);
 /* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c. */
 INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
                            CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, ptrdiff_t c,
-                           REAL *y, ptrdiff_t y_step, const REAL *bias, int relu) {
+                           REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream) {
     VEC acc[DW_MOST], wt[DW_WIDEST];
     const VEC start = bias ? CAT(dw_load)(bias + c, left) : CAT(splat)(0);
     UNROLL for (int m = 0; m < columns; m++) acc[m] = start;
@@ -137,8 +137,11 @@ INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_s
                 if (DW_MEETS(col, j, known_step, columns)) acc[(col - j) / known_step] = CAT(fma)(wt[j], v, acc[(col - j) / known_step]);
         }
     }
-    UNROLL for (int m = 0; m < columns; m++)
-        CAT(dw_store)(y + m * y_step + c, relu ? CAT(relu)(acc[m]) : acc[m], left);
+    UNROLL for (int m = 0; m < columns; m++) {
+        if (relu) acc[m] = CAT(relu)(acc[m]);
+        if (stream) CAT(stream)(y + m * y_step + c, acc[m]);
+        else CAT(dw_store)(y + m * y_step + c, acc[m], left);
+    }
 }
 
 /* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c]. */
@@ -164,14 +167,14 @@ INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int kn
 }
 
 #define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, \
-                     ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu
+                     ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
 #define DW_DEFINE(width, known_step, m) \
     static void CAT(dw_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu); \
+            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, stream); \
         if (width == 1 && c < end) \
-            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu); \
+            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, stream); \
     } \
     static void CAT(dw_grad_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
@@ -199,9 +202,9 @@ static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS
 
 /* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
  * the pointers in x along. The last `fresh` runs are met again `ahead` numbers further on, which is fetched now: vectors of
- * pixels far apart are nothing that the processor would guess. */
+ * pixels far apart are nothing that the processor would guess. stream: y, of whole vectors, is written past the caches. */
 static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step, ptrdiff_t step,
-                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu,
+                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream,
                         ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh, ptrdiff_t y_ahead) {
     for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
@@ -211,7 +214,8 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
                 for (ptrdiff_t c = begin; c < end; c += VL) prefetch(y + col * y_step + y_ahead + c);
-        CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu);
+        CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu,
+                                       stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;

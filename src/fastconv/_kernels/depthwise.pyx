@@ -21,10 +21,10 @@ cnp.import_array()
 cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu,
+                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu, int stream,
                     Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
     void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu,
+                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu, int stream,
                     Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
@@ -50,6 +50,7 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
+    STREAM = 1 << 24       # bytes of pictures that no cache keeps: results are written past them
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
@@ -157,12 +158,14 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
 
 
 cdef inline void pixels(bint grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu, Py_ssize_t ahead,
-                        Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead) noexcept nogil:
+                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu, bint stream,
+                        Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead) noexcept nogil:
     if real is float:
-        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, ahead, newest, fresh, y_ahead)
+        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
+                   fresh, y_ahead)
     else:
-        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, ahead, newest, fresh, y_ahead)
+        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
+                   fresh, y_ahead)
 
 
 cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_t *step) noexcept nogil:
@@ -184,7 +187,8 @@ cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_
 
 
 cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
-                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint fetch) noexcept nogil:
+                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint stream,
+                   bint fetch) noexcept nogil:
     """One row that is written, C channels of one image; with `grad` the weights are what is written, by adding.
 
     `fetch`: what the next row needs is fetched into the cache meanwhile.
@@ -215,11 +219,11 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
         full, fresh = C // lanes * lanes if kind else 0, min(runs, h.in_step) if fetch else 0
         if full:
             pixels(grad, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, v.in_step, 0, full,
-                   y + phase * y_depth, v.out_step * y_depth, bias, relu, ahead, 0 if h.back else runs - fresh, fresh,
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu, stream, ahead, 0 if h.back else runs - fresh, fresh,
                    v.n_out * y_depth if grad and fetch else 0)
         if full < C:
             pixels(grad, 0, n, taps, t.tap_x, t.tap_w, 0, v.in_step, full, C,
-                   y + phase * y_depth, v.out_step * y_depth, bias, relu, 0, 0, 0, 0)
+                   y + phase * y_depth, v.out_step * y_depth, bias, relu, stream, 0, 0, 0, 0)
 
 
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
@@ -267,6 +271,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     """
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
+    cdef Py_ssize_t met = N * (h.n_in * v.n_in * x_depth + h.n_out * v.n_out * y_depth) * <Py_ssize_t> sizeof(real)
+    cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1), lists = tables_bytes(h, v, pixel_bytes)
     cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
@@ -306,14 +312,14 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
                     nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, C,
-                             bias + c if bias is not NULL else NULL, relu, True)
+                             bias + c if bias is not NULL else NULL, relu, stream, True)
                 elif back:
-                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, True)
+                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
                     fold(first + c, D, buffer, v.n_out, C, m)
                 else:
                     for k in range(m):
                         nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
-                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, True)
+                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
     free(scratch)
@@ -364,7 +370,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         depth = C
                     for k in range(m):
                         nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
-                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, True)
+                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
             end_task(before)
         if not in_place:
             for t in range(taps):
@@ -522,7 +528,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                     for row in range(h.n_out):
                         nhwc_row(False, h, v, t, read, G, by_tap + k * taps * D + c, D,
                                  spare if back and k else made + row * width, G, row, C,
-                                 biases + k * D + c if bias is not NULL else NULL, relu, False)
+                                 biases + k * D + c if bias is not NULL else NULL, relu, False, False)
                         if back and k:
                             add_to(made + row * width, spare, width)
                     if not back or k == m - 1:
@@ -574,7 +580,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                         transpose(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
                         for row in range(h.n_out):
                             nhwc_row(True, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
-                                     <real *> NULL, False, False)
+                                     <real *> NULL, False, False, False)
                 for k in range(m):
                     transpose(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
             end_task(before)
