@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastconv as fc
-from fastconv import reference
+from fastconv import planning, reference
 from oracle import RESULTS, bits, canary, difference, expected, guarded, intact
 from problems import PROBLEMS, Problem
 from strategies import odd_problems
@@ -105,6 +105,19 @@ def test_odd_geometries_agree_with_the_oracle(p, layout, dtype):
             assert [m for method in able for m in mistakes(p, e, method, layout)] == [], level
     finally:
         fc.use_isa(before)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, pictures):
+    """One by one, by twos with one left over, or all together: each is what the oracle says."""
+    p = Problem("turned", 3, 25, 24, 18, 20, S=2, P=1, groups=2)
+    monkeypatch.setattr(planning, "TURNED", pictures * 4 * (25 * 24 * 18 + 13 * 12 * 20))
+    assert planning._better_turned(planning.Problem("grad_x", 3, 25, 24, 18, 20, p.window, 2, True, "float32"))
+    planning.plan.cache_clear()
+    try:
+        assert mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW") == []
+    finally:
+        planning.plan.cache_clear()
 
 
 @pytest.mark.parametrize("method", METHODS)

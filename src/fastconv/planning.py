@@ -19,6 +19,9 @@ from fastconv._kernels import memory
 from fastconv.geometry import Pair, Window
 
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
+SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
+SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
+TURNED = 1 << 22  # bytes of depth-first pictures, and of their results, that are turned over at a time
 
 
 class Problem(NamedTuple):
@@ -76,6 +79,11 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     return N, size, size
 
 
+def _read_by_rows(p: Problem) -> bool:
+    """Whether so few channels lie side by side that a gather reads a window row, not a tap, at a time."""
+    return p.groups == 1 and p.D1 < 8 and p.window.F[1] > 1 and p.window.dilation[1] == 1
+
+
 def forward_gather(p: Problem, every: bool = False) -> Any:
     """The gather of a forward convolution, with `every` tap as a gradient by the weights wants them, or with those that meet the
     picture; few channels are then read a window row at a time."""
@@ -83,10 +91,10 @@ def forward_gather(p: Problem, every: bool = False) -> Any:
     (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
     rows, cols = _offsets(p, 0, every), _offsets(p, 1, every)
     taps = np.array([(h, w, r * Fw + s) for r, h in rows for s, w in cols], np.intp).reshape(-1, 3).T.copy()
-    few = not every and p.groups == 1 and D < 8 and Fw > 1 and p.window.dilation[1] == 1 and taps.shape[1] == Fh * Fw
+    few = not every and not p.nchw and _read_by_rows(p) and taps.shape[1] == Fh * Fw
     return _kernels.kernel("conv").Gather(
         (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw,
-        Fw if few and not p.nchw else 0, p.nchw, False,
+        Fw if few else 0, p.nchw, False,
     )  # fmt: skip
 
 
@@ -157,9 +165,68 @@ def _depthwise(p: Problem) -> Job:
     return Job({"fwd": forward, "grad_x": grad_x, "grad_w": grad_w}[p.direction], lambda threads: 0)
 
 
+def _picture_bytes(p: Problem) -> int:
+    """Of one picture and its result."""
+    (H2, W2), (H1, W1) = p.window.size, (p.H1, p.W1)
+    return (H1 * W1 * p.D1 + H2 * W2 * p.K) * _itemsize(p)
+
+
+def _better_turned(p: Problem) -> bool:
+    """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
+    by phases; panels of pixels from rows of a few; or panels for few filters of many products each, of pictures of few channels."""
+    w, strided = p.window, p.window.S != (1, 1)
+    if not p.nchw or w.F == (1, 1) or _picture_bytes(p) > TURNED or p._replace(N=1).flops < SMALL_PICTURE:
+        return False
+    if p.direction == "grad_w":
+        return strided and w.size[1] <= 2 * SHORT_ROW and p.N * _picture_bytes(p) <= TURNED
+    if p.direction == "grad_x" and strided:
+        return True
+    row = w.size[1] if p.direction == "fwd" else p.W1
+    few = p.direction == "fwd" and _read_by_rows(p) and w.F[0] * w.F[1] * p.D1 >= 3 * p.K
+    return few or (1 if strided else 2) <= row <= SHORT_ROW
+
+
+def _turned(p: Problem) -> Job:
+    """A depth-first problem by the depth-last kernels, a few pictures at a time; a weight gradient at once."""
+    turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
+    (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
+    sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
+    (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
+    chunk = min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
+    jobs = {n: _direct(p._replace(N=n, nchw=False)) for n in {chunk, p.N % chunk}}
+
+    def turned(a: Any, n: int, rows: int, cols: int, out: Any, threads: int) -> Any:
+        turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
+        return out
+
+    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
+        weights = memory.empty((taps, depth, p.K), p.dtype)
+        turn(w, weights, depth, p.K, taps, taps, depth * taps, p.K, depth * p.K, threads)
+        given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
+        for first in range(0, p.N, chunk):
+            n = min(chunk, p.N - first)
+            turned(src[first:], n, source, pixels, given, threads)
+            jobs[n].run(given, weights, bias, made, relu, threads)
+            turned(made, n, places, result, dst[first:], threads)
+
+    def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
+        dy = turned(dy, p.N, source, pixels, memory.empty((p.N, pixels, source), p.dtype), threads)
+        x = turned(x, p.N, result, places, memory.empty((p.N, places, result), p.dtype), threads)
+        weights = memory.empty((taps, depth, p.K), p.dtype)
+        jobs[p.N].run(dy, x, None, weights, False, threads)
+        turn(weights, dw, depth, taps, p.K, p.K, depth * p.K, taps, depth * taps, threads)
+
+    def workspace(threads: int) -> int:
+        return chunk * _picture_bytes(p) + taps * depth * p.K * itemsize + jobs[chunk].workspace(threads)
+
+    return Job(run_gradient if p.direction == "grad_w" else run, workspace)
+
+
 def _direct(p: Problem) -> Job:
     if p.groups == p.D1 > 1:
         return _depthwise(p)
+    if _better_turned(p):
+        return _turned(p)
     if p.direction == "grad_w":
         return _gradient_job(weight_gradient(p, forward_gather(p, every=True)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)

@@ -1,4 +1,4 @@
-"""Passes over activation maps: ReLU masks and sums, batch normalisation and its gradient, sums of volumes.
+"""Passes over activation maps: ReLU masks and sums, batch normalisation and its gradient, sums of volumes, turning over.
 
 Volumes are C-contiguous; maps lie apart from one another as planes of pixels (NCHW), or they lie in rows of
 `depth`. Each sum runs in parts that depend on the shape alone, added in their order: the same bits for
@@ -9,7 +9,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.stdlib cimport calloc, free
 
-from fastconv._kernels.tiles cimport begin_task, ceil_div, end_task, least, most, real
+from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, ceil_div, end_task, least, most, real, transpose
 
 cnp.import_array()
 
@@ -291,3 +291,29 @@ def add(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bint relu, int threads):
         flat(<float *> at(a), <float *> at(b), <float *> at(out), size, False, relu, threads)
     else:
         flat(<double *> at(a), <double *> at(b), <double *> at(out), size, False, relu, threads)
+
+
+cdef void turn_piece(real *src, real *dst, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t src_row, Py_ssize_t dst_row) noexcept nogil:
+    cdef Py_ssize_t col = 0, VL = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    while col < cols:  # so that long stretches of each row are written
+        transpose(dst + col * dst_row, dst_row, src + col, src_row, rows, least(VL, cols - col))
+        col += VL
+
+
+cdef void turn_arrays(real *src, real *dst, Py_ssize_t batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t src_batch,
+                      Py_ssize_t src_row, Py_ssize_t dst_batch, Py_ssize_t dst_row, int threads) noexcept:
+    cdef Py_ssize_t across = ceil_div(cols, LINE), down = ceil_div(rows, 2 * LINE), i, n, row, col
+    cdef bint parallel = threads > 1 and batch * rows * cols > ALONE
+    for i in prange(batch * down * across, nogil=True, num_threads=threads, schedule="static", use_threads_if=parallel):
+        n, row, col = i // (down * across), i // across % down * 2 * LINE, i % across * LINE
+        turn_piece(src + n * src_batch + row * src_row + col, dst + n * dst_batch + col * dst_row + row,
+                   least(2 * LINE, rows - row), least(LINE, cols - col), src_row, dst_row)
+
+
+def turn(cnp.ndarray src, cnp.ndarray dst, Py_ssize_t batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t src_batch,
+         Py_ssize_t src_row, Py_ssize_t dst_batch, Py_ssize_t dst_row, int threads):
+    """dst[n * dst_batch + j * dst_row + i] = src[n * src_batch + i * src_row + j] for n < batch, i < rows, j < cols."""
+    if cnp.PyArray_TYPE(src) == cnp.NPY_FLOAT32:
+        turn_arrays(<float *> at(src), <float *> at(dst), batch, rows, cols, src_batch, src_row, dst_batch, dst_row, threads)
+    else:
+        turn_arrays(<double *> at(src), <double *> at(dst), batch, rows, cols, src_batch, src_row, dst_batch, dst_row, threads)
