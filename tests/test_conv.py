@@ -115,7 +115,7 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
     assert planning._better_turned(planning.Problem("grad_x", 3, 25, 24, 18, 20, p.window, 2, True, "float32"))
     planning.plan.cache_clear()
     try:
-        assert mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW") == []
+        assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
     finally:
         planning.plan.cache_clear()
 
