@@ -582,10 +582,12 @@ cdef struct Strips:
     Py_ssize_t pack_h, pack_w         # steps of the grid in the packed source
     Py_ssize_t height, width          # what a single row of the grid needs of the packed source
     Py_ssize_t block_size             # numbers in a packed block
+    Py_ssize_t source                 # numbers of all that is packed of the source
     Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
     Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
     Py_ssize_t cuts                   # of the panels, among the threads
     bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
+    bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
     bint direct                       # depth-last and one part: the sums are made in dw, no copy follows
     bint stream                       # they are written past the caches
@@ -661,7 +663,8 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     z.ld = z.panels * NR
     z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
     z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
-                  and not (nchw and s.stride_w > 1) and s.K < IN_PLACE)
+                  and s.K < IN_PLACE and not (nchw and s.stride_w > 1 and s.cols <= lanes(like) // 2))
+    z.gaps = nchw and z.in_place and s.stride_w > 1
     # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
     z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
     z.pack_w = 1 if s.dw[last] == s.dw[0] else s.stride_w
@@ -676,12 +679,13 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
     z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
+    z.source = TILE_MR * z.rows * s.cols if z.gaps else 0 if z.in_place else z.blocks_at_once * z.block_size
     return z
 
 
 cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
     return (aligned((1 + TILE_MR) * z.rows * sizeof(void *))
-            + aligned((0 if z.in_place else z.blocks_at_once * z.block_size) * sizeof(real))
+            + aligned(z.source * sizeof(real))
             + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
 
 
@@ -691,7 +695,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
     cdef Py_ssize_t NR = 2 * lanes(src), i, b, rows
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
-    cdef real *packed = <real *> (<char *> x + aligned((0 if z.in_place else z.blocks_at_once * z.block_size) * sizeof(real)))
+    cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
     cdef real *d
     cdef bint accumulate = False
     cdef unsigned int before = begin_task()
@@ -707,7 +711,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
         b = 0
         for i in range(z.blocks if z.in_place else 0):
-            pointwise_block(s, z, src, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
+            pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
         while b < z.blocks and not z.in_place:
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, least(z.blocks, b + z.blocks_at_once))
             for i in range(b, least(z.blocks, b + z.blocks_at_once)):
@@ -741,13 +745,14 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
         t += z.taps
 
 
-cdef void pointwise_block(Shape *s, Strips *z, real *src, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
+cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
                           Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
                           bint accumulate) noexcept nogil:
     """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
-    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, channels = least(z.block, s.C - block * z.block), plane = s.Hs * s.Ws
-    cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, picture, h
-    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
+    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
+    cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
+    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
+    cdef real *at
     cdef real *to[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
     for i in range(pieces):
@@ -755,14 +760,22 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *d, real *total, 
         n = channels * (i + 1) // pieces - first
         c = block * z.block + first
         for r in range(rows):
-            picture, h = (row + r) // s.rows, (row + r) % s.rows * s.stride_h
-            if nchw:
-                point_rows(a + r * TILE_MR, src + (picture * depth + g * s.C + c) * plane + h * s.Ws, plane, n)
+            at = src + (row + r) // s.rows * depth * plane
+            if z.gaps:
+                for m in range(n):
+                    copy(x + m * pixels + r * s.cols, at + (g * s.C + c + m) * plane + (row + r) % s.rows * s.stride_h * s.Ws,
+                         s.cols, s.stride_w)
+            elif nchw:
+                point_rows(a + r * TILE_MR, at + (g * s.C + c) * plane + (row + r) % s.rows * s.stride_h * s.Ws, plane, n)
             else:
-                a[r] = src + ((picture * s.Hs + h) * s.Ws * s.groups + g) * s.C + c
+                a[r] = at + ((row + r) % s.rows * s.stride_h * s.Ws * s.groups + g) * s.C + c
+        if z.gaps:
+            point_rows(a, x, pixels, n)
         for p in range(panel, panel_end):
             point_rows(to, total + c * z.ld + p * NR, z.ld, n)
-            if nchw:
+            if z.gaps:
+                tile_by_rows(n, 1, pixels, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
+            elif nchw:
                 tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             else:
                 tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,

@@ -131,7 +131,8 @@ INLINE void CAT(store_by_turns)(REAL *p, VEC a, VEC b, ptrdiff_t n) {
 
 /* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
 INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
-    for (; src_step == 2 && n >= VL; n -= VL, dst += VL, src += 2 * VL) CAT(store)(dst, CAT(load_even)(src, VL));
+    for (; src_step == 2 && n > 0; n -= VL, dst += VL, src += 2 * VL)
+        CAT(store_part)(dst, CAT(load_even)(src, n < VL ? n : VL), n);
     if (src_step != 1) {
         for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
         return;
