@@ -242,7 +242,8 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
 cdef struct Blocks:
     Py_ssize_t tiles                  # in a block
     Py_ssize_t C                      # channels rounded up to whole vectors
-    Py_ssize_t panels                 # of NR filters
+    Py_ssize_t width                  # of a panel of filters: two vectors, or one if that is enough
+    Py_ssize_t panels
     Py_ssize_t panels_at_once         # that M holds
     Py_ssize_t u_panel, u_step        # numbers from panel to panel and from value to value of U
     Py_ssize_t v_step, m_step         # from value to value of V and M
@@ -255,9 +256,9 @@ cdef struct Blocks:
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
-    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, total = s.N * s.tiles_h * s.tiles_w, values = s.n * s.n, rounds
+    cdef Py_ssize_t VL = lanes(like), NR = VL if s.dst.depth <= VL else 2 * VL, total = s.N * s.tiles_h * s.tiles_w, values = s.n * s.n, rounds
     z.C = ceil_div(s.src.depth, VL) * VL
-    z.panels = ceil_div(s.dst.depth, NR)
+    z.width, z.panels = NR, ceil_div(s.dst.depth, NR)
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
     z.u_panel = s.src.depth * NR
     z.u_step = odd_lines(z.panels * z.u_panel, like)
@@ -287,14 +288,14 @@ cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
     cdef Py_ssize_t shared = 0 if z.channels else s.n * s.n * z.u_step
-    return s.groups * (shared + z.panels * 2 * lanes(like)) * sizeof(real) + threads * z.scratch
+    return s.groups * (shared + z.panels * z.width) * sizeof(real) + threads * z.scratch
 
 
 cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
              real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
-    cdef Py_ssize_t NR = 2 * lanes(like), values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
+    cdef Py_ssize_t NR = z.width, values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
     cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.src.depth, FILTER_ROWS)
     # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
     cdef Py_ssize_t cuts = threads if z.cut else 1
@@ -334,7 +335,7 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     cdef Py_ssize_t cut = i // s.groups // blocks
     if not z.channels:
         U += g * s.n * s.n * z.u_step
-    multiply_block(s, z, src, w, U, biases + g * z.panels * 2 * lanes(src) if biases != NULL else NULL,
+    multiply_block(s, z, src, w, U, biases + g * z.panels * z.width if biases != NULL else NULL,
                    dst, relu, g, total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
                    z.panels * (cut + 1) // cuts, scratch)
 
@@ -342,11 +343,11 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
                             Py_ssize_t c_end) noexcept nogil:
     """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
-    cdef Py_ssize_t VL = lanes(w), NR = 2 * VL, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
+    cdef Py_ssize_t VL = lanes(w), NR = z.width, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
     cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
     cdef unsigned int before = begin_task()
-    for half in range(2):
+    for half in range(z.width // VL):
         k = panel * NR + half * VL
         depth = least(VL, K - k)
         if depth <= 0:
@@ -378,7 +379,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
                          Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i
+    cdef Py_ssize_t NR = z.width, values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i
     cdef real *V = <real *> scratch
     cdef real *M = V + values * z.v_step
     cdef real *patch = M + values * z.m_step
@@ -405,7 +406,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end,
                    Py_ssize_t channels, bint accumulate) noexcept nogil:
     """M[value][tile][filter] = sum over c of V[value][tile][c] * U[value][c][filter], or that added to it."""
-    cdef Py_ssize_t NR = 2 * lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
+    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
     cdef real *a[TILE_MR]
     cdef real *c[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0, 0)
@@ -418,7 +419,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t ti
                     a[m] = V + value * z.v_step + (first + m) * z.C
                     c[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
                 tile_by_rows(rows, 1, channels, a, U + value * z.u_step + p * z.u_panel, NR, c,
-                             NR if s.dst.depth - p * NR > NR // 2 else NR // 2, &e)
+                             NR if s.dst.depth - p * NR > VL else VL, &e)
 
 
 # ---------------------------------------------------------------- grad_w
