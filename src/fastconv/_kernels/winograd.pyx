@@ -29,6 +29,7 @@ cnp.import_array()
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
+    FEW_TILES = 36  # for which it takes longer to fetch filters from another core's cache than to transform them
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
@@ -263,7 +264,8 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.u_panel = s.src.depth * NR
     z.u_step = odd_lines(z.panels * z.u_panel, like)
     z.channels = 0
-    if s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE:
+    if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
+            or threads > 1 and z.panels == 1 and total <= FEW_TILES):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
         z.channels = least(s.src.depth, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
