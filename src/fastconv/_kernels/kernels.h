@@ -10,11 +10,17 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
 #define prefetch(p) __builtin_prefetch(p)
+#if defined(__AVX2__) /* whose processors know the instruction, though GCC's levels do not name it */
+#define prefetch_to_write(p) __asm__ volatile("prefetchw %0" ::"m"(*(const char *)(p)))
+#else
+#define prefetch_to_write(p) __builtin_prefetch(p, 1)
+#endif
 #else
 #define INLINE static __inline
 #define UNROLL
 #define PRAGMA_UNROLL_K
 #define prefetch(p) ((void)0)
+#define prefetch_to_write(p) ((void)0)
 #endif
 
 /* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */

@@ -31,7 +31,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     }
     if (e->fetch) {
         UNROLL for (int m = 0; m < rows; m++) {
-            UNROLL for (int v = 0; v < nv; v++) prefetch(c[m] + v * VL);
+            UNROLL for (int v = 0; v < nv; v++) prefetch_to_write(c[m] + v * VL);
         }
     }
     for (ptrdiff_t u = 0; u < runs; u++) {
