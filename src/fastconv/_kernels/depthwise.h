@@ -172,7 +172,8 @@ INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int kn
     static void CAT(dw_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, stream); \
+            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, \
+                           stream); \
         if (width == 1 && c < end) \
             CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, stream); \
     } \

@@ -214,8 +214,8 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
     cdef Rectangle a
     cdef real *y
     cdef real *of
-    cdef bint direct, stream = (s.N * p.groups * (p.H * p.W * p.depth + s.src.H * s.src.W * s.src.depth) * <Py_ssize_t> sizeof(real) > STREAM
-                                and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0)
+    cdef Py_ssize_t met = s.N * p.groups * (p.H * p.W * p.depth + s.src.H * s.src.W * s.src.depth) * <Py_ssize_t> sizeof(real)
+    cdef bint direct, stream = met > STREAM and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
         h, w, rows, cols = a.i * s.m, a.j * s.m, a.rows * s.m, a.cols * s.m
@@ -257,7 +257,8 @@ cdef struct Blocks:
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
-    cdef Py_ssize_t VL = lanes(like), NR = VL if s.dst.depth <= VL else 2 * VL, total = s.N * s.tiles_h * s.tiles_w, values = s.n * s.n, rounds
+    cdef Py_ssize_t VL = lanes(like), NR = VL if s.dst.depth <= VL else 2 * VL, values = s.n * s.n, rounds
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
     z.C = ceil_div(s.src.depth, VL) * VL
     z.width, z.panels = NR, ceil_div(s.dst.depth, NR)
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
