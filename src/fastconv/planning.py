@@ -284,7 +284,9 @@ def _im2col(p: Problem) -> Job:
 
 # ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
 # Cycles of a core, for vectors of VL numbers; only their ratios matter. Measured with bench/test_conv.py.
-TRANSFORM = {"data": 130, "filter": 100, "result": 110}  # of one 6 x 6 tile; others in proportion to their pixels
+# The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
+TRANSFORM = {"data": 130, "filter": 100, "result": 110}
+SPILLED = 4 / 3
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES = 256  # tiles of one part
@@ -310,7 +312,7 @@ def _winograd_cycles(p: Problem, m: int) -> float:
     if p.direction == "grad_x":
         D, K = K, D
     n, tiles = m + r - 1, _tiles(p, m)
-    d, k, part = -(-D // VL), -(-K // VL), n * n / 36
+    d, k, part = -(-D // VL), -(-K // VL), n * n / 36 * (SPILLED if n == 8 else 1)
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
         return n * n * _product(D, tiles, K, p) * 1.1 + part * (tiles * corners + TRANSFORM["result"] * D * k)
