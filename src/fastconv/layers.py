@@ -310,10 +310,12 @@ def _memory(layer: Layer, fused: str, n: int) -> _Memory:
         return _Memory(extra * n, extra * n + y, extra * n + x, holds_x, holds_y)
     body, side = _memory(layer.body, PLAIN, n), _memory(layer.shortcut, PLAIN, n)
     body_kept, side_kept = body.kept + y * body.holds_y, side.kept + y * side.holds_y
+    freed = y * (fused == RELU)  # its output, once dy is masked by it
+    backward = max(body_kept + side.backward, x * bool(layer.shortcut.layers) + body.backward)
     return _Memory(
         body_kept + side_kept,
         max(body.forward, body_kept + y + side.forward),
-        max(body_kept + side.backward, x * bool(layer.shortcut.layers) + body.backward),
+        max(freed, backward - freed),
         body.holds_x or side.holds_x,
         fused == RELU,
     )
