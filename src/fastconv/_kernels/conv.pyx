@@ -22,7 +22,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, pack_pieces,
-    Piece, point_rows, prefetch, real, spread, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Piece, point_rows, prefetch, real, spread, tile_and_keep, tile_by_columns, tile_by_rows, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -57,6 +57,7 @@ cdef struct Shape:
     bint stream                       # dst is too large for the caches
     bint fetch                        # dst is too large for a core's own cache
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
+    bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
 
 
@@ -433,10 +434,13 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Panels z = plan_panels(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
     cdef Py_ssize_t blocks = ceil_div(height, 2 * lanes(src)), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real), i, g, first, cut
+    cdef Py_ssize_t NR = 2 * lanes(src)
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
     s.by_taps = self.transposed
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
+    s.as_it_lies = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
+                    and s.rows * s.cols >= 4 * NR and not s.apart)
     s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and plane % VECTOR_BYTES == 0 and z.channels >= s.C)
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
@@ -478,9 +482,15 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef unsigned int before = begin_task()
     while True:
         some = least(z.channels, s.C - c)
-        i = find_pieces(s, panel * NR, least(pixels, panel_end * NR) - panel * NR, NR, some * s.T * NR,
-                        some * NR if s.by_taps else NR, pieces)
-        pack_pieces(packed, NR if s.by_taps else s.T * NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, s.stride_w)
+        if s.as_it_lies:  # the first block of filters packs the panels, but those that cross a picture's end
+            for p in range(panel, panel_end):
+                if not within(s, p * NR, NR):
+                    i = find_pieces(s, p * NR, least(NR, pixels - p * NR), NR, 0, NR, pieces)
+                    pack_pieces(packed + (p - panel) * some * NR, NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, 1)
+        else:
+            i = find_pieces(s, panel * NR, least(pixels, panel_end * NR) - panel * NR, NR, some * s.T * NR,
+                            some * NR if s.by_taps else NR, pieces)
+            pack_pieces(packed, NR if s.by_taps else s.T * NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, s.stride_w)
         e.accumulate = c > 0
         e.relu = relu and c + some >= s.C
         for i in range(blocks):
@@ -493,7 +503,8 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
                     point_rows(a, rows + (first * s.C + c) * s.T, s.C * s.T, n_rows)
             e.bias = bias + first if bias != NULL else NULL
             for p in range(panel, panel_end):
-                filter_tile(s, a, n_rows, packed + (p - panel) * some * s.T * NR, runs, some * s.T // most(1, runs),
+                filter_tile(s, a, n_rows, src + c * s.Hs * s.Ws if s.as_it_lies and i == 0 else NULL,
+                            packed + (p - panel) * some * s.T * NR, runs, some * s.T // most(1, runs),
                             dst + first * s.Hd * s.Wd, p * NR, least(NR, pixels - p * NR), result, &e)
         c += some
         if c >= s.C:
@@ -501,13 +512,24 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     end_task(before)
 
 
-cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *packed, Py_ssize_t runs, Py_ssize_t length, real *dst,
+cdef inline bint within(Shape *s, Py_ssize_t q, Py_ssize_t n) noexcept nogil:
+    """Whether n pixels of the grid from pixel q on, counted over the batch, are of one picture."""
+    return q % (s.rows * s.cols) + n <= s.rows * s.cols
+
+
+cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *planes, real *packed, Py_ssize_t runs, Py_ssize_t length, real *dst,
                       Py_ssize_t q, Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
-    """One tile: n_rows filters times the panel that begins with pixel q of the grid, counted over the batch."""
+    """One tile: n_rows filters times the panel that begins with pixel q of the grid, counted over the batch.
+
+    If the source's `planes` are given, a whole panel is read from them and packed.
+    """
     cdef Py_ssize_t NR = 2 * lanes(dst), m, plane = s.Hd * s.Wd, picture = s.rows * s.cols, inside = q % picture
     cdef real *target[TILE_MR]
-    if not s.apart and inside + n_pixels <= picture:
+    if not s.apart and within(s, q, n_pixels):
         point_rows(target, dst + q // picture * s.groups * s.K * plane + inside, plane, n_rows)
+        if planes != NULL and n_pixels == NR:
+            tile_and_keep(n_rows, length, a, planes + q // picture * s.groups * s.C * picture + inside, picture, target, e, packed)
+            return
         tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
         return
     e.stream = 0

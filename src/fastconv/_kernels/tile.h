@@ -6,7 +6,9 @@
  * A is read one number at a time and broadcast, in one of two ways:
  *     by rows:     A[u][m](k) = a[u * MR + m][k]            a pointer for each row (a pixel, a tile, a filter), k runs along it
  *     by columns:  A[u][m](k) = a[u][k * a_step + m]        the rows lie side by side (channels of a pixel), k steps over them
- * A run is a stretch of k without a jump: a tap of the window, a row of the picture. */
+ * A run is a stretch of k without a jump: a tap of the window, a row of the picture.
+ *
+ * A B that lies in rows of a picture may be packed by the first tile that reads it: row after row goes to `keep` as well. */
 
 typedef struct {
     const REAL *bias;  /* NULL, or numbers that C starts from: one for each column, or for each row */
@@ -19,7 +21,7 @@ typedef struct {
 
 INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
                            REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
-                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e) {
+                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e, REAL *keep) {
     VEC acc[MR][2];
     const ptrdiff_t last = cols - (nv - 1) * VL;
     UNROLL for (int m = 0; m < rows; m++) {
@@ -42,6 +44,13 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         for (ptrdiff_t k = 0; k < length; k++) {
             VEC bk[2];
             UNROLL for (int v = 0; v < nv; v++) bk[v] = CAT(load)(b + v * VL);
+            if (keep) { /* the next panel's part of this row is far away, too */
+                UNROLL for (int v = 0; v < nv; v++) {
+                    CAT(store)(keep + v * VL, bk[v]);
+                    prefetch(b + (nv + v) * VL);
+                }
+                keep += NR;
+            }
             UNROLL for (int m = 0; m < rows; m++) {
                 const VEC am = CAT(splat)(by_rows ? row[m][k] : row[0][k * a_step + m]);
                 UNROLL for (int v = 0; v < nv; v++) acc[m][v] = CAT(fma)(am, bk[v], acc[m][v]);
@@ -63,11 +72,16 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     ptrdiff_t runs, ptrdiff_t length, REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
     REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
 #define DEFINE_TILE(m) \
-    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e); } \
-    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e); } \
-    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e); } \
-    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e); }
+    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
+    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
+    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
+    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0); }
 EACH_MR(DEFINE_TILE)
+#define DEFINE_KEEPING_TILE(m) \
+    static void CAT(tile_keep_##m)(TILE_ARGUMENTS, REAL *keep) { \
+        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, keep); \
+    }
+EACH_MR(DEFINE_KEEPING_TILE)
 
 typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
 #define LIST_ROWS1(m) CAT(tile_rows1_##m),
@@ -76,12 +90,20 @@ typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
 #define LIST_COLS2(m) CAT(tile_cols2_##m),
 static const CAT(tile_function) CAT(tiles)[4][MR + 1] = {
     {0, EACH_MR(LIST_COLS1)}, {0, EACH_MR(LIST_COLS2)}, {0, EACH_MR(LIST_ROWS1)}, {0, EACH_MR(LIST_ROWS2)}};
+typedef void (*CAT(keeping_tile_function))(TILE_ARGUMENTS, REAL *keep);
+#define LIST_KEEPING(m) CAT(tile_keep_##m),
+static const CAT(keeping_tile_function) CAT(keeping_tiles)[MR + 1] = {0, EACH_MR(LIST_KEEPING)};
 
 static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
     CAT(tiles)[2 + (cols > VL)][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
 static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
     CAT(tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+}
+/* NR columns by rows; B is packed as well: keep[k * NR + j] = B[k][j]. */
+static inline void CAT(tile_and_keep)(ptrdiff_t rows, ptrdiff_t length, REAL *const *a, const REAL *b, ptrdiff_t b_step,
+                                      REAL *const *c, const CAT(epilogue) *e, REAL *keep) {
+    CAT(keeping_tiles)[rows](1, length, a, 1, b, b_step, c, NR, e, keep);
 }
 
 /* a[m] = base + m * step for m < n <= MR. */
@@ -94,7 +116,9 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
 }
 #undef TILE_ARGUMENTS
 #undef DEFINE_TILE
+#undef DEFINE_KEEPING_TILE
 #undef LIST_ROWS1
 #undef LIST_ROWS2
 #undef LIST_COLS1
 #undef LIST_COLS2
+#undef LIST_KEEPING

@@ -29,6 +29,10 @@ cdef extern from "kernels.h" nogil:
                              Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_columns_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
                              Py_ssize_t b_step, double **c, Py_ssize_t cols, epilogue_f64 *e)
+    void tile_and_keep_f32(Py_ssize_t rows, Py_ssize_t length, float **a, float *b, Py_ssize_t b_step, float **c,
+                           epilogue_f32 *e, float *keep)
+    void tile_and_keep_f64(Py_ssize_t rows, Py_ssize_t length, double **a, double *b, Py_ssize_t b_step, double **c,
+                           epilogue_f64 *e, double *keep)
     void point_rows_f32(float **a, float *base, Py_ssize_t step, Py_ssize_t n)
     void point_rows_f64(double **a, double *base, Py_ssize_t step, Py_ssize_t n)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
@@ -98,6 +102,15 @@ cdef inline void tile_by_columns(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t le
         tile_by_columns_f32(rows, runs, length, a, a_step, b, b_step, c, cols, <epilogue_f32 *> e)
     else:
         tile_by_columns_f64(rows, runs, length, a, a_step, b, b_step, c, cols, <epilogue_f64 *> e)
+
+
+cdef inline void tile_and_keep(Py_ssize_t rows, Py_ssize_t length, real **a, real *b, Py_ssize_t b_step, real **c, Epilogue *e,
+                               real *keep) noexcept nogil:
+    """A tile by rows of NR columns, and B packed: keep[k * NR + j] = b[k * b_step + j]."""
+    if real is float:
+        tile_and_keep_f32(rows, length, a, b, b_step, c, <epilogue_f32 *> e, keep)
+    else:
+        tile_and_keep_f64(rows, length, a, b, b_step, c, <epilogue_f64 *> e, keep)
 
 
 cdef inline void point_rows(real **a, real *base, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
