@@ -433,7 +433,7 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape *s = &here
     cdef Panels z = plan_panels(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
-    cdef Py_ssize_t blocks = ceil_div(height, 2 * lanes(src)), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real), i, g, first, cut
+    cdef Py_ssize_t blocks = ceil_div(height, 2 * lanes(src)), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real), i, g, first, cut, at
     cdef Py_ssize_t NR = 2 * lanes(src)
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
@@ -450,9 +450,9 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
                 g, first = i // blocks, i % blocks * 2 * lanes(src)
                 pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + 2 * lanes(src)))
         for i in prange(s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, g, first = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups * z.together
+            cut, g, at = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
             filter_task(s, src + g * s.C * s.Hs * s.Ws, rows + g * s.K * depth, bias + g * s.K if bias != NULL else NULL,
-                        dst + g * s.K * s.Hd * s.Wd, relu, first, least(z.panels, first + z.together), s.K * cut // z.cuts,
+                        dst + g * s.K * s.Hd * s.Wd, relu, z.panels * at // z.sets, z.panels * (at + 1) // z.sets, s.K * cut // z.cuts,
                         s.K * (cut + 1) // z.cuts, &z, space + threadid() * z.scratch)
 
 
