@@ -308,16 +308,18 @@ def _product(rows: float, k: float, cols: int, p: Problem) -> float:
 
 def _winograd_cycles(p: Problem, m: int) -> float:
     VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
-    r, D, K = p.window.F[0], p.D1 // p.groups, p.K // p.groups
+    r, S, D, K = _phase_extent(p), p.window.S[0], p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
         D, K = K, D
-    n, tiles = m + r - 1, _tiles(p, m)
+    n, tiles, phases = m + r - 1, _tiles(p, m), S * S
+    values = n * n if S == 1 else (2 * n - 1) ** 2  # of all phases: odd ones have n - 1 a side
     d, k, part = -(-D // VL), -(-K // VL), n * n / 36 * (SPILLED if n == 8 else 1)
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
-        return n * n * _product(D, tiles, K, p) * 1.1 + part * (tiles * corners + TRANSFORM["result"] * D * k)
-    transforms = tiles * (TRANSFORM["data"] * d + TRANSFORM["result"] * k) + TRANSFORM["filter"] * D * k
-    return n * n * _product(tiles, D, K, p) + part * transforms
+        return values * _product(D, tiles, K, p) * 1.1 + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
+    sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
+    transforms = tiles * (TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets) + phases * TRANSFORM["filter"] * D * k
+    return values / sources * _product(tiles, sources * D, K, p) + part * transforms
 
 
 def _direct_cycles(p: Problem) -> float:
@@ -332,19 +334,24 @@ def _direct_cycles(p: Problem) -> float:
 
 
 def _tiles(p: Problem, m: int) -> int:
-    H, W = (p.H1, p.W1) if p.direction == "grad_x" else p.window.size
+    H, W = (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
     return p.N * -(-H // m) * -(-W // m)
+
+
+def _phase_extent(p: Problem) -> int:
+    """Of the filters that Winograd transforms: with S=2, those of even rows and columns."""
+    return -(-p.window.F[0] // p.window.S[0])
 
 
 def _parts(p: Problem, m: int) -> int:
     """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
-    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups
+    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * p.window.S[0] ** 2
     return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
 
 
 def _exact_enough(p: Problem, m: int) -> bool:
     """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
-    r = p.window.F[0]
+    r = _phase_extent(p)
     if m + r - 1 < 8:
         return True
     if p.direction == "grad_w":
@@ -354,8 +361,9 @@ def _exact_enough(p: Problem, m: int) -> bool:
 
 def winograd_tile(p: Problem) -> tuple[int, int]:
     """(m, r): results and filter a side, the cheapest that is exact enough; of 7x7 filters there is one tile only."""
-    r = p.window.F[0]
-    able = [m for m in (4, 2) if r < 7 and _exact_enough(p, m)]
+    r = _phase_extent(p)
+    points = (6, 4) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
+    able = [n - r + 1 for n in points if n > r and _exact_enough(p, n - r + 1)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=2), r
 
 
@@ -363,8 +371,8 @@ def _winograd_refuses(p: Problem) -> str | None:
     w = p.window
     if w.F not in ((3, 3), (5, 5), (7, 7)):
         return f"it has transforms for 3x3, 5x5 and 7x7 windows, not {w.F[1]}x{w.F[0]}"
-    if w.S != (1, 1) or w.dilation != (1, 1):
-        return f"it needs S=1 and dilation=1, not S={w.S} and dilation={w.dilation}"
+    if w.S not in ((1, 1), (2, 2)) or w.dilation != (1, 1):
+        return f"it needs S=1 or 2 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
 
 
@@ -380,13 +388,13 @@ def _winograd_wanted(p: Problem) -> str | None:
 
 
 def _winograd(p: Problem) -> Job:
-    kernels, (Fh, Fw), ((top, _), (left, _)), (H2, W2) = _kernels.kernel("winograd"), p.window.F, p.window.pads, p.window.size
+    kernels, (H2, W2) = _kernels.kernel("winograd"), p.window.size
     D, K, tile = p.D1 // p.groups, p.K // p.groups, winograd_tile(p)
+    window = (p.window.F[0], p.window.S[0], p.window.pads[0][0], p.window.pads[1][0])
     if p.direction == "grad_x":
-        sizes = (p.N, p.groups, K, D, H2, W2, p.H1, p.W1)
-        forward = kernels.Winograd(sizes, tile, top - Fh + 1, left - Fw + 1, p.nchw, True)
+        forward = kernels.Winograd((p.N, p.groups, K, D, H2, W2, p.H1, p.W1), tile, window, p.nchw, True)
     else:
-        forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, -top, -left, p.nchw, False)
+        forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, window, p.nchw, False)
     if p.direction != "grad_w":
         return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
     return _gradient_job(kernels.WeightGradient(forward, _parts(p, tile[0])), p)

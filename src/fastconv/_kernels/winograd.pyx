@@ -4,7 +4,13 @@
     grad_w                    dw = A' [sum over tiles of (G dy G') * (B' d B)] A   F(r x r, m x m) on the same tiles
 
 F(4x4, 3x3) does 36 products where direct convolution does 144, F(4x4, 5x5) 64 for 400, F(2x2, 7x7) 64 for 196. grad_x is
-the forward with the filters turned round and transposed. The transforms are in winograd.h; the products are the register
+the forward with the filters turned round and transposed.
+
+With S=2, x falls into four phases, by odd and even rows and columns, and so do the taps: y is the sum of four convolutions with
+S=1 of filters half as large, which share one result in the transformed domain; the phases of dx share one dy. A filter of odd
+extent has a tap less in its odd phases; its polynomial there lacks a coefficient, so one of its values is zero, and the products
+with it are left out: 121 for a 5x5 tile of 3x3 filters, where direct convolution does 225.
+ The transforms are in winograd.h; the products are the register
 tile's: for each of the n*n values a matrix of tiles x channels times one of channels x filters.
 
 A block of tiles is transformed into V[value][tile][channel], multiplied into M[value][tile][filter] and transformed back, by one
@@ -19,7 +25,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, prefetch, real,
-    tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    spread, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -41,18 +47,41 @@ cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
 
 
 cdef struct Picture:
-    # A batch of pictures as one group sees them.
-    Py_ssize_t H, W, depth, groups    # depth of one group
+    # A batch of pictures as one group sees them, or one phase of each.
+    Py_ssize_t H, W, depth            # depth of one group
     bint nchw
+    Py_ssize_t first                  # number of the first pixel
+    Py_ssize_t image, group, row, col, channel  # from one to the next
 
+
+cdef enum:
+    PHASES = 4
+
+# The phases, by rows and by columns. In this order those that are even by rows lie side by side, and those even by columns.
+cdef int *ODD_ROW = [1, 0, 0, 1]
+cdef int *ODD_COL = [0, 0, 1, 1]
 
 cdef struct Shape:
-    Picture src, dst                  # x and y; for grad_x dy and dx
-    Py_ssize_t N, groups
+    Picture src[PHASES]               # x; for grad_x dy
+    Picture dst[PHASES]               # y; for grad_x dx
+    Py_ssize_t sources, targets       # phases of each
+    Py_ssize_t top[PHASES]            # source pixel under place (0, 0) of the first tile
+    Py_ssize_t left[PHASES]
+    Py_ssize_t N, groups, C, K        # C: channels of all source phases together; K: filters of one target
     Py_ssize_t n, m, r                # tile, results and filter a side
-    Py_ssize_t top, left              # source pixel under place (0, 0) of the first tile
+    Py_ssize_t F, S                   # r = F / S, rounded up
     Py_ssize_t tiles_h, tiles_w       # a picture
+    # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first.
+    Py_ssize_t dead_h, dead_w
     bint transposed                   # filters turned round, C and K exchanged: grad_x
+
+
+cdef Picture phase_of(Py_ssize_t H, Py_ssize_t W, Py_ssize_t depth, Py_ssize_t groups, bint nchw, Py_ssize_t S, Py_ssize_t h,
+                      Py_ssize_t w) noexcept:
+    """Every S-th pixel of pictures from pixel (h, w) on."""
+    cdef Py_ssize_t channel = H * W if nchw else 1, col = 1 if nchw else groups * depth
+    return Picture(ceil_div(H - h, S), ceil_div(W - w, S), depth, nchw, (h * W + w) * col, H * W * groups * depth,
+                   depth * channel, S * W * col, S * col, channel)
 
 
 @cython.final
@@ -63,21 +92,40 @@ cdef class Winograd:
     ----------
     sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
     tile : (m, r)
-    top, left : source pixel under the first place of the window (minus the padding)
+    window : (F, S, P above, P at the left) of the convolution; F is odd if S is 2
     nchw, transposed : as for `Gather` in conv.pyx
     """
     cdef Shape s
 
-    def __init__(self, tuple sizes, tuple tile, Py_ssize_t top, Py_ssize_t left, bint nchw, bint transposed):
+    def __init__(self, tuple sizes, tuple tile, tuple window, bint nchw, bint transposed):
         cdef Shape *s = &self.s
-        cdef Py_ssize_t C, K, Hs, Ws, Hd, Wd
+        cdef Py_ssize_t C, K, Hs, Ws, Hd, Wd, above, before, f, h, w
         s.N, s.groups, C, K, Hs, Ws, Hd, Wd = sizes
+        s.F, s.S, above, before = window
         s.m, s.r = tile
         s.n = s.m + s.r - 1
-        s.src = Picture(Hs, Ws, C, s.groups, nchw)
-        s.dst = Picture(Hd, Wd, K, s.groups, nchw)
-        s.top, s.left, s.transposed = top, left, transposed
-        s.tiles_h, s.tiles_w = ceil_div(Hd, s.m), ceil_div(Wd, s.m)
+        s.sources = s.targets = 1
+        if s.S == 2 and transposed:
+            s.targets = PHASES
+        elif s.S == 2:
+            s.sources = PHASES
+        s.C, s.K, s.transposed = s.sources * C, K, transposed
+        s.tiles_h = ceil_div(ceil_div(Hd, s.S if transposed else 1), s.m)
+        s.tiles_w = ceil_div(ceil_div(Wd, s.S if transposed else 1), s.m)
+        s.dead_h = s.dead_w = s.n - 1
+        for f in range(most(s.sources, s.targets)):
+            h, w = phase(s, f, ODD_ROW), phase(s, f, ODD_COL)  # of the taps
+            if transposed:  # S is 1 or 2: & and >> are remainder and quotient, of negative numbers too
+                s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
+                s.top[f], s.left[f] = ceil_div(above, s.S) - s.r + 1, ceil_div(before, s.S) - s.r + 1
+            else:
+                s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
+                s.top[f], s.left[f] = (h - above) >> (s.S - 1), (w - before) >> (s.S - 1)
+        if transposed:
+            s.src[0] = phase_of(Hs, Ws, C, s.groups, nchw, 1, 0, 0)
+            s.dead_h, s.dead_w = (s.n - 1) * (above % 2), (s.n - 1) * (before % 2)
+        else:
+            s.dst[0] = phase_of(Hd, Wd, K, s.groups, nchw, 1, 0, 0)
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: transformed filters and each thread's scratch."""
@@ -91,25 +139,28 @@ cdef class Winograd:
             forward[double](self, src, w, bias, dst, relu, threads, NULL)
 
 
+cdef inline Py_ssize_t phase(Shape *s, Py_ssize_t f, int *odd) noexcept nogil:
+    """0 for even taps (or all) and 1 for odd ones, of phase f."""
+    return odd[f] if s.S == 2 else 0
+
+
 # ---------------------------------------------------------------- pictures and patches
 cdef inline real *pixel(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t c) noexcept nogil:
-    if p.nchw:
-        return at + (((n * p.groups + g) * p.depth + c) * p.H + h) * p.W + w
-    return at + (((n * p.H + h) * p.W + w) * p.groups + g) * p.depth + c
+    return at + p.first + n * p.image + g * p.group + h * p.row + w * p.col + c * p.channel
 
 
 cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
                      Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
     """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros outside the picture and past the last channel."""
-    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), step = p.groups * p.depth, i, j
+    cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), i, j
     cdef Py_ssize_t left = least(cols, most(0, -w)), right = most(left, least(cols, p.W - w))
     cdef Py_ssize_t top = least(rows, most(0, -h)), bottom = most(top, least(rows, p.H - h))
     cdef real *source
     cdef real *row
     cdef real *whole = patch + rows * cols * VL
-    cdef bint by_rows = p.nchw and right - left == p.W and p.W < 2 * VL  # short rows are turned over all at once
+    cdef bint by_rows = p.nchw and p.row == p.W == right - left and p.W < 2 * VL  # short rows are turned over all at once
     if by_rows:
-        transpose(whole, VL, pixel(p, at, n, g, h + top, 0, c), p.H * p.W, depth, (bottom - top) * p.W)
+        transpose(whole, VL, pixel(p, at, n, g, h + top, 0, c), p.channel, depth, (bottom - top) * p.W)
     for i in range(rows):
         row = patch + i * cols * VL
         if i < top or i >= bottom:
@@ -122,12 +173,16 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
         if by_rows:
             for j in range(right - left):
                 copy(row + (left + j) * VL, whole + ((i - top) * p.W + j) * VL, depth, 1)
+        elif p.nchw and p.col == 1:
+            transpose(row + left * VL, VL, pixel(p, at, n, g, h + i, w + left, c), p.channel, depth, right - left)
         elif p.nchw:
-            transpose(row + left * VL, VL, pixel(p, at, n, g, h + i, w + left, c), p.H * p.W, depth, right - left)
+            for j in range(depth):  # side by side first
+                copy(whole + j * cols, pixel(p, at, n, g, h + i, w + left, c + j), right - left, p.col)
+            transpose(row + left * VL, VL, whole, cols, depth, right - left)
         else:
             source = pixel(p, at, n, g, h + i, w, c)
             for j in range(left, right):
-                copy(row + j * VL, source + j * step, depth, 1)
+                copy(row + j * VL, source + j * p.col, depth, 1)
 
 
 cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
@@ -136,19 +191,24 @@ cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), right = least(cols, p.W - w), bottom = least(rows, p.H - h)
     cdef Py_ssize_t i, j
     cdef real *target
-    if p.nchw and right == p.W and p.W < 2 * VL:
+    cdef real *whole = patch + rows * cols * VL
+    if p.nchw and p.row == p.W == right and p.W < 2 * VL:
         for i in range(1, bottom):  # close the gaps between short rows, to turn them over all at once
             for j in range(right):
                 copy(patch + (i * right + j) * VL, patch + (i * cols + j) * VL, VL, 1)
-        transpose(pixel(p, at, n, g, h, 0, c), p.H * p.W, patch, VL, bottom * right, depth)
+        transpose(pixel(p, at, n, g, h, 0, c), p.channel, patch, VL, bottom * right, depth)
         return
     for i in range(bottom):
         target = pixel(p, at, n, g, h + i, w, c)
-        if p.nchw:
-            transpose(target, p.H * p.W, patch + i * cols * VL, VL, right, depth)
+        if p.nchw and p.col == 1:
+            transpose(target, p.channel, patch + i * cols * VL, VL, right, depth)
+        elif p.nchw:
+            transpose(whole, cols, patch + i * cols * VL, VL, right, depth)
+            for j in range(depth):
+                spread(target + j * p.channel, whole + j * cols, right, p.col)
         else:
             for j in range(right):
-                copy(target + j * p.groups * p.depth, patch + (i * cols + j) * VL, depth, 1)
+                copy(target + j * p.col, patch + (i * cols + j) * VL, depth, 1)
 
 
 cdef struct Rectangle:
@@ -189,8 +249,7 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
-                d, col = pixel(p, at, a.n, g, h, w, b), p.groups * p.depth
-                row = p.W * col
+                d, col, row = pixel(p, at, a.n, g, h, w, b), p.col, p.row
             else:
                 load_patch(p, at, a.n, g, h, w, rows, cols, b, patch)
                 d, col, row = patch, VL, cols * VL
@@ -206,15 +265,14 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
         q += a.rows * a.cols
 
 
-cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k, Py_ssize_t k_end,
+cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k, Py_ssize_t k_end,
                             real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu, real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + tile * ld + filter - k]."""
     cdef Py_ssize_t VL = lanes(dst), i, j, v, b, h, w, row, col, rows, cols
-    cdef Picture *p = &s.dst
     cdef Rectangle a
     cdef real *y
     cdef real *of
-    cdef Py_ssize_t met = s.N * p.groups * (p.H * p.W * p.depth + s.src.H * s.src.W * s.src.depth) * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t met = s.N * (p.image + s.src[0].image) * <Py_ssize_t> sizeof(real)
     cdef bint direct, stream = met > STREAM and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
@@ -223,8 +281,7 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
             b = k + v * VL
             direct = not p.nchw and b + VL <= p.depth and h + rows <= p.H and w + cols <= p.W
             if direct:
-                y, col = pixel(p, dst, a.n, g, h, w, b), p.groups * p.depth
-                row = p.W * col
+                y, col, row = pixel(p, dst, a.n, g, h, w, b), p.col, p.row
             else:
                 y, col, row = patch, VL, cols * VL
             of = M + b - k
@@ -242,9 +299,9 @@ cdef void transform_results(Shape *s, real *dst, Py_ssize_t g, Py_ssize_t q, Py_
 # ---------------------------------------------------------------- forward and grad_x
 cdef struct Blocks:
     Py_ssize_t tiles                  # in a block
-    Py_ssize_t C                      # channels rounded up to whole vectors
+    Py_ssize_t C                      # channels of all phases, rounded up to whole vectors
     Py_ssize_t width                  # of a panel of filters: two vectors, or one if that is enough
-    Py_ssize_t panels
+    Py_ssize_t panels                 # of one target
     Py_ssize_t panels_at_once         # that M holds
     Py_ssize_t u_panel, u_step        # numbers from panel to panel and from value to value of U
     Py_ssize_t v_step, m_step         # from value to value of V and M
@@ -257,18 +314,19 @@ cdef struct Blocks:
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
-    cdef Py_ssize_t VL = lanes(like), NR = VL if s.dst.depth <= VL else 2 * VL, values = s.n * s.n, rounds
+    cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.n * s.n, rounds
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
-    z.C = ceil_div(s.src.depth, VL) * VL
-    z.width, z.panels = NR, ceil_div(s.dst.depth, NR)
+    # The last vector of a phase reaches into the next one, or past the last.
+    z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
+    z.width, z.panels = NR, ceil_div(s.K, NR)
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
-    z.u_panel = s.src.depth * NR
-    z.u_step = odd_lines(z.panels * z.u_panel, like)
+    z.u_panel = s.C * NR
+    z.u_step = odd_lines(s.targets * z.panels * z.u_panel, like)
     z.channels = 0
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
             or threads > 1 and z.panels == 1 and total <= FEW_TILES):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
-        z.channels = least(s.src.depth, most(FILTER_ROWS, z.channels))
+        z.channels = least(s.C, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
         z.u_step = odd_lines(z.channels * NR, like)
     # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
@@ -277,7 +335,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
         z.tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
-    z.cut = threads > 1 and total < 4 * TILE_MR * threads and z.panels >= 2 * threads
+    z.cut = threads > 1 and total < 4 * TILE_MR * threads and s.targets * z.panels >= 2 * threads
     rounds = ceil_div(total, z.tiles * (1 if z.cut else threads))
     z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * (1 if z.cut else threads))))
     z.v_step = odd_lines(z.tiles * z.C, like)
@@ -299,7 +357,8 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
     cdef Py_ssize_t NR = z.width, values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
-    cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.src.depth, FILTER_ROWS)
+    cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.C, FILTER_ROWS)
+    cdef Py_ssize_t panels = s.targets * z.panels
     # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
     cdef Py_ssize_t cuts = threads if z.cut else 1
     cdef Py_ssize_t shared = 0 if z.channels else values * z.u_step  # numbers of U, one group's
@@ -312,17 +371,17 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef real *x = data(src, like)
     cdef real *y = data(dst, like)
     cdef real *weights = data(w, like)
-    cdef bint parallel = threads > 1 and <double> total * s.groups * s.src.depth * s.dst.depth * values > SMALL_WORK
+    cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * values > SMALL_WORK
     with nogil:
-        for i in prange(s.groups * z.panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static",
+        for i in prange(s.groups * panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
-            g, block, cut = i // groups_of_rows // z.panels, i // groups_of_rows % z.panels, i % groups_of_rows * FILTER_ROWS
+            g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
             transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
-                              least(s.src.depth, cut + FILTER_ROWS))
+                              least(s.C, cut + FILTER_ROWS))
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, block = i // (z.panels * NR), i % (z.panels * NR)
-                biases[i] = given[g * s.dst.depth + block] if block < s.dst.depth else 0
+                biases[i] = given[g * s.K + block] if block < s.K else 0
         if cuts > 1:
             for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
@@ -339,97 +398,157 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     if not z.channels:
         U += g * s.n * s.n * z.u_step
     multiply_block(s, z, src, w, U, biases + g * z.panels * z.width if biases != NULL else NULL,
-                   dst, relu, g, total * block // blocks, total * (block + 1) // blocks, z.panels * cut // cuts,
-                   z.panels * (cut + 1) // cuts, scratch)
+                   dst, relu, g, total * block // blocks, total * (block + 1) // blocks, s.targets * z.panels * cut // cuts,
+                   s.targets * z.panels * (cut + 1) // cuts, scratch)
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
                             Py_ssize_t c_end) noexcept nogil:
-    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS) and one panel of filters."""
-    cdef Py_ssize_t VL = lanes(w), NR = z.width, taps = s.r * s.r, C = s.src.depth, K = s.dst.depth, half, i, t, k, depth
-    cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
-    cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
+    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS), counted over the source phases, and one
+    panel of filters, counted over the target phases."""
+    cdef Py_ssize_t VL = lanes(w), C = s.src[0].depth, f, k, n, v, half
     cdef unsigned int before = begin_task()
-    for half in range(z.width // VL):
-        k = panel * NR + half * VL
-        depth = least(VL, K - k)
-        if depth <= 0:
-            for i in range(c, c_end):
-                for t in range(s.n * s.n):
-                    memset(U + t * z.u_step + (i - c) * NR + half * VL, 0, VL * sizeof(real))
-            break
-        if depth < VL:
-            memset(turned, 0, (c_end - c) * taps * VL * sizeof(real))
-        if s.dst.nchw and not s.transposed:    # w is (groups*K, C, taps)
-            transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, (c_end - c) * taps)
-        elif s.dst.nchw:                       # w is (groups*C, K, taps)
-            for i in range(c, c_end):
-                transpose(turned + (i - c) * taps * VL, VL, w + ((g * C + i) * K + k) * taps, taps, depth, taps)
-        elif s.transposed:                     # w is (taps, K, groups*C)
-            for t in range(taps):
-                transpose(turned + t * VL, taps * VL, w + (t * K + k) * s.groups * C + g * C + c, s.groups * C, depth, c_end - c)
-        else:                                  # w is (taps, C, groups*K)
-            for t in range(taps):
-                for i in range(c, c_end):
-                    prefetch(w + (t * C + i + FILTER_ROWS) * s.groups * K + g * K + k)
-                    copy(turned + ((i - c) * taps + t) * VL, w + (t * C + i) * s.groups * K + g * K + k, depth, 1)
-        for i in range(c, c_end):
-            winograd_filter(<int> s.n, <int> s.r, turned + (i - c) * taps * VL + last, sign * s.r * VL, sign * VL,
-                            U + (i - c) * NR + half * VL, z.u_step)
+    while c < c_end:
+        f = c // C + panel // z.panels
+        n = least(c_end, (c // C + 1) * C) - c
+        for half in range(z.width // VL):
+            k = panel % z.panels * z.width + half * VL
+            if k < s.K:
+                transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n)
+            else:
+                for v in range(s.n * s.n * n):
+                    memset(U + v // n * z.u_step + v % n * z.width + half * VL, 0, VL * sizeof(real))
+        U += n * z.width
+        c += n
     end_task(before)
+
+
+cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
+                           Py_ssize_t n) noexcept nogil:
+    """The same of VL filters from k on and n channels of phase f."""
+    cdef Py_ssize_t VL = lanes(w), taps = s.F * s.F, C = s.src[0].depth, K = s.K, depth = least(VL, K - k), i, t
+    cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
+    cdef real some[16 * 16]                  # [tap of the phase][lane]
+    cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
+    if depth < VL:
+        memset(turned, 0, n * taps * VL * sizeof(real))
+    if s.dst[0].nchw and not s.transposed:    # w is (groups*K, C, taps)
+        transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, n * taps)
+    elif s.dst[0].nchw:                       # w is (groups*C, K, taps)
+        for i in range(n):
+            transpose(turned + i * taps * VL, VL, w + ((g * C + c + i) * K + k) * taps, taps, depth, taps)
+    else:
+        for t in range(taps):
+            if s.S == 2 and (t // s.F % 2 != ODD_ROW[f] or t % s.F % 2 != ODD_COL[f]):
+                continue
+            if s.transposed:                  # w is (taps, K, groups*C)
+                transpose(turned + t * VL, taps * VL, w + (t * K + k) * s.groups * C + g * C + c, s.groups * C, depth, n)
+                continue
+            for i in range(n):                # w is (taps, C, groups*K)
+                prefetch(w + (t * C + c + i + FILTER_ROWS) * s.groups * K + g * K + k)
+                copy(turned + (i * taps + t) * VL, w + (t * C + c + i) * s.groups * K + g * K + k, depth, 1)
+    for i in range(n):
+        if s.S == 1:
+            winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
+                            z.u_step)
+        else:
+            pick_taps(s, f, turned + i * taps * VL, some)
+            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step)
+
+
+cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
+    """The tap that is coefficient i < r of a phase's polynomial; F or more, or less than 0, if it is missing."""
+    return s.S * (s.r - 1 - i - (odd if dead else 0)) + odd if s.transposed else s.S * i + odd
+
+
+cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept nogil:
+    """some[i][j][lane]: the filter of phase f, r x r, with zeros for missing taps."""
+    cdef Py_ssize_t VL = lanes(some), i, j, h, w
+    for i in range(s.r):
+        h = tap_at(s, i, ODD_ROW[f], s.dead_h)
+        for j in range(s.r):
+            w = tap_at(s, j, ODD_COL[f], s.dead_w)
+            if 0 <= h < s.F and 0 <= w < s.F:
+                copy(some, turned + (h * s.F + w) * VL, VL, 1)
+            else:
+                memset(some, 0, VL * sizeof(real))
+            some += VL
+
+
+cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
+    """Whether the filters of phase f have this value: odd ones lack one."""
+    return s.S == 1 or not (ODD_ROW[f] and value // s.n == s.dead_h or ODD_COL[f] and value % s.n == s.dead_w)
 
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
                          Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g."""
-    cdef Py_ssize_t NR = z.width, values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i
+    cdef Py_ssize_t NR = z.width, values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i, target
     cdef real *V = <real *> scratch
     cdef real *M = V + values * z.v_step
     cdef real *patch = M + values * z.m_step
     cdef real *own = patch + z.patch
     cdef unsigned int before = begin_task()
-    transform_data(s, &s.src, s.top, s.left, 0, src, g, q, q_end, 0, s.src.depth, V, z.C, z.v_step, patch)
+    for i in range(s.sources):  # one after the other: what follows a phase's last channel is the next one's
+        transform_data(s, &s.src[i], s.top[i], s.left[i], 0, src, g, q, q_end, 0, s.src[i].depth, V + i * s.src[i].depth, z.C,
+                       z.v_step, patch)
     while panel < panel_end:
-        end = least(panel_end, panel + z.panels_at_once)
+        target = panel // z.panels
+        end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
         if not z.channels:
-            multiply(s, z, V, U, M, q_end - q, panel, end, s.src.depth, 0)
+            multiply(s, z, V, U, M, q_end - q, panel, end, 0, s.C)
         c = 0
-        while z.channels and c < s.src.depth:
-            c_end = least(s.src.depth, c + z.channels)
+        while z.channels and c < s.C:
+            c_end = least(s.C, c + z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS)):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS))
-            multiply(s, z, V + c, own, M, q_end - q, panel, end, c_end - c, c > 0)
+            multiply(s, z, V, own, M, q_end - q, panel, end, c, c_end)
             c = c_end
-        transform_results(s, dst, g, q, q_end, panel * NR, least(end * NR, s.dst.depth), M, ld, z.m_step, bias, relu, patch)
+        transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
+                          least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
         panel = end
     end_task(before)
 
 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end,
-                   Py_ssize_t channels, bint accumulate) noexcept nogil:
-    """M[value][tile][filter] = sum over c of V[value][tile][c] * U[value][c][filter], or that added to it."""
-    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR)
+                   Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+    """M[value][tile][filter] = sum over channels c to c_end of V[value][tile][channel] * U[value][channel - c][filter], added to
+    what the channels before them gave."""
+    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR), lo, hi, width
     cdef real *a[TILE_MR]
-    cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, 0, 0)
+    cdef real *to[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0)
     for value in range(s.n * s.n):
+        living_channels(s, value, panel // z.panels, &lo, &hi)
+        lo = most(lo, c)
+        hi = most(lo, least(hi, c_end))
         for p in range(panel, panel_end):
+            width = NR if s.K - p % z.panels * NR > VL else VL
             for i in range(blocks):
                 first = tiles * i // blocks
                 rows = tiles * (i + 1) // blocks - first
                 for m in range(rows):
-                    a[m] = V + value * z.v_step + (first + m) * z.C
-                    c[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
-                tile_by_rows(rows, 1, channels, a, U + value * z.u_step + p * z.u_panel, NR, c,
-                             NR if s.dst.depth - p * NR > VL else VL, &e)
+                    a[m] = V + value * z.v_step + (first + m) * z.C + lo
+                    to[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
+                tile_by_rows(rows, 1, hi - lo, a, U + value * z.u_step + p * z.u_panel + (lo - c) * NR, NR, to, width, &e)
+
+
+cdef inline void living_channels(Shape *s, Py_ssize_t value, Py_ssize_t target, Py_ssize_t *lo, Py_ssize_t *hi) noexcept nogil:
+    """The channels, counted over the source phases, whose filters have this value; they lie side by side."""
+    cdef Py_ssize_t f = 0, end = s.sources, depth = s.src[0].depth
+    while f < end and not lives(s, value, f + target):
+        f += 1
+    while f < end and not lives(s, value, end - 1 + target):
+        end -= 1
+    lo[0], hi[0] = f * depth, end * depth
 
 
 # ---------------------------------------------------------------- grad_w
 cdef struct Corners:
     # A task of grad_w holds the sums of a corner of channels x filters for all values.
     Py_ssize_t C, K                   # its sides
-    Py_ssize_t across, down           # corners along the filters and along the channels
+    Py_ssize_t across, down           # corners along the filters and along the channels of a phase
     Py_ssize_t tiles                  # in a block
     Py_ssize_t v_step, d_step, m_step
     Py_ssize_t ld                     # K of one group rounded up to whole panels
@@ -459,10 +578,10 @@ cdef class WeightGradient:
 cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
     cdef Corners z
     cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real))
-    z.ld = ceil_div(s.dst.depth, NR) * NR
-    z.C = least(ceil_div(s.src.depth, VL) * VL, 4 * VL)
+    z.ld = ceil_div(s.K, NR) * NR
+    z.C = least(ceil_div(s.src[0].depth, VL) * VL, 4 * VL)
     z.K = least(z.ld, most(NR, room // z.C // NR * NR))
-    z.down, z.across = ceil_div(s.src.depth, z.C), ceil_div(z.ld, z.K)
+    z.down, z.across = ceil_div(s.src[0].depth, z.C), ceil_div(z.ld, z.K)
     z.tiles = least(32, s.N * s.tiles_h * s.tiles_w)
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
@@ -474,14 +593,14 @@ cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, like)
-    return self.parts * s.groups * s.r * s.r * s.src.depth * z.ld * sizeof(real) + threads * z.scratch
+    return self.parts * s.groups * s.F * s.F * s.src[0].depth * z.ld * sizeof(real) + threads * z.scratch
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, like)
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, size = s.r * s.r * s.src.depth * z.ld, i, p, g, c, k, C = s.src.depth
-    cdef Py_ssize_t tasks = self.parts * s.groups * z.down * z.across, blocks = ceil_div(C, lanes(like))
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth, size = s.F * s.F * C * z.ld, i, p, g, f, c, k
+    cdef Py_ssize_t tasks = self.parts * s.groups * s.sources * z.down * z.across, blocks = ceil_div(C, lanes(like))
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -489,24 +608,26 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
     cdef real *result = data(sums, like)
-    cdef bint parallel = threads > 1 and <double> total * s.groups * C * s.dst.depth * s.n * s.n > SMALL_WORK
+    cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             k, c = i % z.across * z.K, i // z.across % z.down * z.C
-            g, p = i // z.across // z.down % s.groups, i // z.across // z.down // s.groups
-            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, c, least(C, c + z.C), k,
-                       least(s.dst.depth, k + z.K), total * p // self.parts, total * (p + 1) // self.parts,
+            f, g = i // z.across // z.down % s.sources, i // z.across // z.down // s.sources % s.groups
+            p = i // z.across // z.down // s.sources // s.groups
+            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, f, c, least(C, c + z.C), k, least(s.K, k + z.K), total * p // self.parts, total * (p + 1) // self.parts,
                        space + threadid() * z.scratch)
         for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
             g, c = i // blocks, i % blocks * lanes(like)
-            write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.r * s.r, C, s.dst.depth, s.groups, out,
-                          s.dst.nchw, g, c)
+            write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.F * s.F, C, s.K, s.groups, out,
+                          s.dst[0].nchw, g, c)
 
 
-cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t c, Py_ssize_t c_end,
-                     Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end, char *scratch) noexcept nogil:
-    """result[tap][channel][filter] of channels c to c_end and filters k to k_end, over tiles q to q_end."""
-    cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end
+cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
+                     Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end, char *scratch) noexcept nogil:
+    """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end."""
+    cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end, tap = s.src[0].depth * z.ld
+    cdef real *at
+    cdef real some[16 * 16]  # [tap of the phase][lane]
     cdef real *V = <real *> scratch
     cdef real *D = V + values * z.v_step
     cdef real *M = D + values * z.d_step
@@ -515,27 +636,41 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
     memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
-        transform_data(s, &s.src, s.top, s.left, 0, src, g, q, end, c, c_end, V, z.C, z.v_step, patch)
-        transform_data(s, &s.dst, 0, 0, <int> s.m, dy, g, q, end, k, k_end, D, z.K, z.d_step, patch)
-        add_products(s, z, V, D, M, end - q, c_end - c, k_end - k)
+        transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, V, z.C, z.v_step, patch)
+        transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, D, z.K, z.d_step, patch)
+        add_products(s, z, V, D, M, end - q, f, c_end - c, k_end - k)
         q = end
     for i in range(c_end - c):
         for v in range(ceil_div(k_end - k, VL)):
             j = v * VL
-            winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, result + (c + i) * z.ld + k + j,
-                            s.r * s.src.depth * z.ld, s.src.depth * z.ld, NULL, 0, 0)
+            at = result + (c + i) * z.ld + k + j
+            if s.S == 1:
+                winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, at, s.r * tap, tap, NULL, 0, 0)
+            else:
+                winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, some, s.r * VL, VL, NULL, 0, 0)
+                put_taps(s, f, some, at, tap)
     end_task(before)
 
 
-cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize_t tiles, Py_ssize_t channels,
+cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t tap) noexcept nogil:
+    """result[h * F + w][lane]: the taps of phase f, which lie in some[i][j][lane]."""
+    cdef Py_ssize_t VL = lanes(some), i, j, h, w
+    for i in range(s.r):
+        for j in range(s.r):
+            h, w = tap_at(s, i, ODD_ROW[f], s.dead_h), tap_at(s, j, ODD_COL[f], s.dead_w)
+            if h < s.F and w < s.F:
+                copy(result + (h * s.F + w) * tap, some + (i * s.r + j) * VL, VL, 1)
+
+
+cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize_t tiles, Py_ssize_t f, Py_ssize_t channels,
                        Py_ssize_t filters) noexcept nogil:
-    """M[value][c][k] += sum over tiles of V[value][tile][c] * D[value][tile][k]."""
+    """M[value][c][k] += sum over tiles of V[value][tile][c] * D[value][tile][k], of the values that phase f has."""
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0, 0)
     for value in range(s.n * s.n):
-        for i in range(blocks):
+        for i in range(blocks if lives(s, value, f) else 0):
             first = channels * i // blocks
             rows = channels * (i + 1) // blocks - first
             a = V + value * z.v_step + first
