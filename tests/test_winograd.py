@@ -23,6 +23,7 @@ SIDES = (4, 9, 16)
 DIRECT = 0.25, 4.0
 TRANSFORMS = {3: (9.0, 160.0), 5: (24.0, 400.0), 7: (80.0, 1000.0)}
 SUM, TILE = {3: (1.0, 10.0), 5: (2.5, 20.0), 7: (2.5, 20.0)}, {3: 4, 5: 16, 7: 4}
+STRIDED = (8.0, 100.0), (2.0, 20.0)  # the same of S=2, whose phases are summed over four or six points
 
 
 def errors(made, exact, eps):
@@ -32,9 +33,9 @@ def errors(made, exact, eps):
 
 
 @functools.cache
-def problem(F, C, side, dtype):
+def problem(F, S, C, side, dtype):
     """x, w, dy and the exact y, dx and dw of a convolution from C channels to C."""
-    p = Problem(f"{F}x{F} {C} channels", 2, side, side + 1, C, C, F, P=F // 2)
+    p = Problem(f"{F}x{F} S={S} {C} channels", 2, side, side + 1, C, C, F, S=S, P=F // 2)
     x, w, _, dy = (a.astype(dtype) for a in p.arrays("NHWC", np.float64, seed=C))
     wide = [a.astype(np.float64) for a in (x, w, dy)]
     exact = (
@@ -54,20 +55,22 @@ def three(p, x, w, dy, method):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("S", [1, 2])
 @pytest.mark.parametrize("F", [3, 5, 7])
-def test_errors_stay_within_what_is_stated(isa, F, dtype):
+def test_errors_stay_within_what_is_stated(isa, F, S, dtype):
     eps = float(np.finfo(dtype).eps)
+    transforms, sums = (TRANSFORMS[F], SUM[F]) if S == 1 else STRIDED
     for C in CHANNELS[F]:
         for side in SIDES[: 2 if C > 64 else 3]:
-            p, x, w, dy, exact = problem(F, C, side, dtype)
-            places = p.N * side * (side + 1)
+            p, x, w, dy, exact = problem(F, S, C, side, dtype)
+            places = dy.size // C
             for method in ("direct", "winograd"):
                 for name, made, right in zip(("y", "dx", "dw"), three(p, x, w, dy, method), exact, strict=True):
                     n, m = (places, places / TILE[F]) if name == "dw" else (F * F * C, C)
                     for kind, error in enumerate(errors(made, right, eps)):
                         bound = DIRECT[kind] * n**0.5
                         if method == "winograd":
-                            bound = TRANSFORMS[F][kind] + SUM[F][kind] * m**0.5
+                            bound = transforms[kind] + sums[kind] * m**0.5
                         if dtype == "float64":  # the oracle has an error of its own, that of direct convolution
                             bound += DIRECT[kind] * n**0.5
                         which = f"{('rms', 'largest')[kind]} error of {name} by {method}"
@@ -76,8 +79,9 @@ def test_errors_stay_within_what_is_stated(isa, F, dtype):
 
 def test_winograd_is_as_exact_as_promised_for_training(isa):
     """The bar of the library: no error above 5e-5 of the output's rms in float32, at many channels for each window."""
-    for F, C, side in ((3, 256, 14), (3, 512, 7), (5, 96, 14), (5, 512, 7)):
-        p, x, w, dy, exact = problem(F, C, side, "float32")
+    of_stride_2 = ((3, 2, 512, 14), (5, 2, 96, 28), (5, 2, 512, 14), (7, 2, 256, 14))
+    for F, S, C, side in ((3, 1, 256, 14), (3, 1, 512, 7), (5, 1, 96, 14), (5, 1, 512, 7), *of_stride_2):
+        p, x, w, dy, exact = problem(F, S, C, side, "float32")
         for made, right in zip(three(p, x, w, dy, "winograd"), exact, strict=True):
             assert np.abs(made - right).max() < 5e-5 * rms(right), f"{p}"
 

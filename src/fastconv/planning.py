@@ -287,7 +287,8 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below
+MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below; with S=2, whose values leave a core's cache sooner:
+STRIDED_MARGIN = 0.62
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES = 256  # tiles of one part
 
@@ -329,7 +330,7 @@ def _direct_cycles(p: Problem) -> float:
         taps = Fw if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
-        return Fh * Fw * _product(p.N * p.H1 * p.W1, K, D, p)
+        return Fh * Fw * _product(p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1]), K, D, p)
     return _product(p.N * H2 * W2, Fh * Fw * D, K, p)
 
 
@@ -362,7 +363,7 @@ def _exact_enough(p: Problem, m: int) -> bool:
 def winograd_tile(p: Problem) -> tuple[int, int]:
     """(m, r): results and filter a side, the cheapest that is exact enough; of 7x7 filters there is one tile only."""
     r = _phase_extent(p)
-    points = (6, 4) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
+    points = ((4,) if r == 2 else (6, 4)) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
     able = [n - r + 1 for n in points if n > r and _exact_enough(p, n - r + 1)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=2), r
 
@@ -384,7 +385,8 @@ def _winograd_wanted(p: Problem) -> str | None:
     if not _exact_enough(p, m):
         return None
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
-    return f"F({m}x{m}, {r}x{r}) takes about {ratio:.2f} of direct's cycles" if ratio < MARGIN else None
+    phases, margin = ("", MARGIN) if p.window.S == (1, 1) else (" of four phases", STRIDED_MARGIN)
+    return f"F({m}x{m}, {r}x{r}){phases} takes about {ratio:.2f} of direct's cycles" if ratio < margin else None
 
 
 def _winograd(p: Problem) -> Job:
