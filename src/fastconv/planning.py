@@ -319,7 +319,8 @@ def _winograd_cycles(p: Problem, m: int) -> float:
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
         return values * _product(D, tiles, K, p) * 1.1 + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
     sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
-    transforms = tiles * (TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets) + phases * TRANSFORM["filter"] * D * k
+    each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets
+    transforms = tiles * each + phases * TRANSFORM["filter"] * D * k
     return values / sources * _product(tiles, sources * D, K, p) + part * transforms
 
 

@@ -433,8 +433,8 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape *s = &here
     cdef Panels z = plan_panels(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
-    cdef Py_ssize_t blocks = ceil_div(height, 2 * lanes(src)), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real), i, g, first, cut, at
-    cdef Py_ssize_t NR = 2 * lanes(src)
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(height, NR), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t i, g, first, cut, at
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
     s.by_taps = self.transposed
@@ -447,13 +447,13 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     with nogil:
         if fresh and repacked(self):
             for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
-                g, first = i // blocks, i % blocks * 2 * lanes(src)
-                pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + 2 * lanes(src)))
+                g, first = i // blocks, i % blocks * NR
+                pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + NR))
         for i in prange(s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             cut, g, at = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
             filter_task(s, src + g * s.C * s.Hs * s.Ws, rows + g * s.K * depth, bias + g * s.K if bias != NULL else NULL,
-                        dst + g * s.K * s.Hd * s.Wd, relu, z.panels * at // z.sets, z.panels * (at + 1) // z.sets, s.K * cut // z.cuts,
-                        s.K * (cut + 1) // z.cuts, &z, space + threadid() * z.scratch)
+                        dst + g * s.K * s.Hd * s.Wd, relu, z.panels * at // z.sets, z.panels * (at + 1) // z.sets,
+                        s.K * cut // z.cuts, s.K * (cut + 1) // z.cuts, &z, space + threadid() * z.scratch)
 
 
 cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i, Py_ssize_t end) noexcept nogil:
@@ -517,8 +517,8 @@ cdef inline bint within(Shape *s, Py_ssize_t q, Py_ssize_t n) noexcept nogil:
     return q % (s.rows * s.cols) + n <= s.rows * s.cols
 
 
-cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *planes, real *packed, Py_ssize_t runs, Py_ssize_t length, real *dst,
-                      Py_ssize_t q, Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
+cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *planes, real *packed, Py_ssize_t runs, Py_ssize_t length,
+                      real *dst, Py_ssize_t q, Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
     """One tile: n_rows filters times the panel that begins with pixel q of the grid, counted over the batch.
 
     If the source's `planes` are given, a whole panel is read from them and packed.

@@ -265,8 +265,9 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
         q += a.rows * a.cols
 
 
-cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k, Py_ssize_t k_end,
-                            real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu, real *patch) noexcept nogil:
+cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k,
+                            Py_ssize_t k_end, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
+                            real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + tile * ld + filter - k]."""
     cdef Py_ssize_t VL = lanes(dst), i, j, v, b, h, w, row, col, rows, cols
     cdef Rectangle a
@@ -614,8 +615,8 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
             k, c = i % z.across * z.K, i // z.across % z.down * z.C
             f, g = i // z.across // z.down % s.sources, i // z.across // z.down // s.sources % s.groups
             p = i // z.across // z.down // s.sources // s.groups
-            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, f, c, least(C, c + z.C), k, least(s.K, k + z.K), total * p // self.parts, total * (p + 1) // self.parts,
-                       space + threadid() * z.scratch)
+            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, f, c, least(C, c + z.C), k, least(s.K, k + z.K),
+                       total * p // self.parts, total * (p + 1) // self.parts, space + threadid() * z.scratch)
         for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
             g, c = i // blocks, i % blocks * lanes(like)
             write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.F * s.F, C, s.K, s.groups, out,
@@ -623,7 +624,8 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 
 
 cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
-                     Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end, char *scratch) noexcept nogil:
+                     Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end,
+                     char *scratch) noexcept nogil:
     """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end."""
     cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end, tap = s.src[0].depth * z.ld
     cdef real *at
