@@ -57,10 +57,6 @@ cdef struct Picture:
 cdef enum:
     PHASES = 4
 
-# The phases, by rows and by columns. In this order those that are even by rows lie side by side, and those even by columns.
-cdef int *ODD_ROW = [1, 0, 0, 1]
-cdef int *ODD_COL = [0, 0, 1, 1]
-
 cdef struct Shape:
     Picture src[PHASES]               # x; for grad_x dy
     Picture dst[PHASES]               # y; for grad_x dx
@@ -114,7 +110,7 @@ cdef class Winograd:
         s.tiles_w = ceil_div(ceil_div(Wd, s.S if transposed else 1), s.m)
         s.dead_h = s.dead_w = s.n - 1
         for f in range(most(s.sources, s.targets)):
-            h, w = phase(s, f, ODD_ROW), phase(s, f, ODD_COL)  # of the taps
+            h, w = odd_row(s, f), odd_col(s, f)  # of the taps
             if transposed:  # S is 1 or 2: & and >> are remainder and quotient, of negative numbers too
                 s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
                 s.top[f], s.left[f] = ceil_div(above, s.S) - s.r + 1, ceil_div(before, s.S) - s.r + 1
@@ -139,9 +135,14 @@ cdef class Winograd:
             forward[double](self, src, w, bias, dst, relu, threads, NULL)
 
 
-cdef inline Py_ssize_t phase(Shape *s, Py_ssize_t f, int *odd) noexcept nogil:
-    """0 for even taps (or all) and 1 for odd ones, of phase f."""
-    return odd[f] if s.S == 2 else 0
+# Of S=2 the phases (row, column) are (1, 0), (0, 0), (0, 1), (1, 1): in this order those of even rows lie side by side, and those
+# of even columns.
+cdef inline Py_ssize_t odd_row(Shape *s, Py_ssize_t f) noexcept nogil:
+    return s.S == 2 and (f == 0 or f == 3)
+
+
+cdef inline Py_ssize_t odd_col(Shape *s, Py_ssize_t f) noexcept nogil:
+    return s.S == 2 and f >= 2
 
 
 # ---------------------------------------------------------------- pictures and patches
@@ -440,7 +441,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
             transpose(turned + i * taps * VL, VL, w + ((g * C + c + i) * K + k) * taps, taps, depth, taps)
     else:
         for t in range(taps):
-            if s.S == 2 and (t // s.F % 2 != ODD_ROW[f] or t % s.F % 2 != ODD_COL[f]):
+            if s.S == 2 and (t // s.F % 2 != odd_row(s, f) or t % s.F % 2 != odd_col(s, f)):
                 continue
             if s.transposed:                  # w is (taps, K, groups*C)
                 transpose(turned + t * VL, taps * VL, w + (t * K + k) * s.groups * C + g * C + c, s.groups * C, depth, n)
@@ -466,9 +467,9 @@ cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept n
     """some[i][j][lane]: the filter of phase f, r x r, with zeros for missing taps."""
     cdef Py_ssize_t VL = lanes(some), i, j, h, w
     for i in range(s.r):
-        h = tap_at(s, i, ODD_ROW[f], s.dead_h)
+        h = tap_at(s, i, odd_row(s, f), s.dead_h)
         for j in range(s.r):
-            w = tap_at(s, j, ODD_COL[f], s.dead_w)
+            w = tap_at(s, j, odd_col(s, f), s.dead_w)
             if 0 <= h < s.F and 0 <= w < s.F:
                 copy(some, turned + (h * s.F + w) * VL, VL, 1)
             else:
@@ -478,7 +479,7 @@ cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept n
 
 cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
     """Whether the filters of phase f have this value: odd ones lack one."""
-    return s.S == 1 or not (ODD_ROW[f] and value // s.n == s.dead_h or ODD_COL[f] and value % s.n == s.dead_w)
+    return not (odd_row(s, f) and value // s.n == s.dead_h or odd_col(s, f) and value % s.n == s.dead_w)
 
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
@@ -659,7 +660,7 @@ cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t 
     cdef Py_ssize_t VL = lanes(some), i, j, h, w
     for i in range(s.r):
         for j in range(s.r):
-            h, w = tap_at(s, i, ODD_ROW[f], s.dead_h), tap_at(s, j, ODD_COL[f], s.dead_w)
+            h, w = tap_at(s, i, odd_row(s, f), s.dead_h), tap_at(s, j, odd_col(s, f), s.dead_w)
             if h < s.F and w < s.F:
                 copy(result + (h * s.F + w) * tap, some + (i * s.r + j) * VL, VL, 1)
 
