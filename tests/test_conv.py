@@ -100,6 +100,20 @@ def test_every_problem_agrees_with_the_oracle(isa, layout, dtype, method):
     assert [m for p in able for m in mistakes(p, expected(p, layout, dtype), method, layout)] == []
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_threads_than_shares_of_the_tasks(isa, layout):
+    """A team of 70 takes its tasks from 64 shares, and none is taken twice or forgotten."""
+    for F in (1, 3):
+        p = Problem("many tasks", 3, 61, 60, 16, 24, F, P=F // 2)
+        e = expected(p, layout, "float32")
+        for method in ("direct", "winograd") if F == 3 else ("direct",):
+            with fc.num_threads(1):
+                first = convolve(e, layout=layout, method=method, **p.how)
+            with fc.num_threads(70):
+                again = convolve(e, layout=layout, method=method, **p.how)
+            assert all(bits(again[name], first[name]) for name in RESULTS)
+
+
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(odd_problems(side=14, depth=20), st.sampled_from(LAYOUTS), st.sampled_from(DTYPES))
 def test_odd_geometries_agree_with_the_oracle(p, layout, dtype):

@@ -21,8 +21,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, pack_pieces,
-    Piece, point_rows, prefetch, real, spread, tile_and_keep, tile_by_columns, tile_by_rows, transpose, write_weights,
+    Epilogue, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
+    make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
+    transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -189,6 +190,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
+    cdef Share shares[SHARES]
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     with nogil:
@@ -207,8 +209,9 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
         else:
-            for i in prange(z.chunks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-                chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
+            make_shares(shares, threads, z.chunks * s.groups)
+            for _ in prange(z.chunks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+                chunk_task(s, &z, src, b, biases, dst, relu, take(shares, threads, threadid()), space + threadid() * z.scratch)
 
 
 cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real *dst, bint relu, Py_ssize_t i,
@@ -413,9 +416,8 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     z.together = most(1, least(z.panels, TOGETHER))
     while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
-    z.sets = ceil_div(z.panels, z.together)
-    z.together = most(1, ceil_div(z.panels, even(z.sets, threads)))
-    z.sets = ceil_div(z.panels, z.together)
+    z.sets = least(most(1, z.panels), even(ceil_div(z.panels, z.together), threads))
+    z.together = ceil_div(z.panels, z.sets)
     # They give the order of the sums, so they depend on neither threads nor batch.
     chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (TOGETHER * tap_bytes)))
     z.channels = most(1, ceil_div(s.C, most(1, chunks)))
@@ -434,7 +436,8 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Panels z = plan_panels(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(height, NR), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t i, g, first, cut, at
+    cdef Py_ssize_t i, g, first
+    cdef Share shares[SHARES]
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
     s.by_taps = self.transposed
@@ -449,11 +452,20 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
                 g, first = i // blocks, i % blocks * NR
                 pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + NR))
+        make_shares(shares, threads, s.groups * z.sets * z.cuts)
         for i in prange(s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, g, at = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
-            filter_task(s, src + g * s.C * s.Hs * s.Ws, rows + g * s.K * depth, bias + g * s.K if bias != NULL else NULL,
-                        dst + g * s.K * s.Hd * s.Wd, relu, z.panels * at // z.sets, z.panels * (at + 1) // z.sets,
-                        s.K * cut // z.cuts, s.K * (cut + 1) // z.cuts, &z, space + threadid() * z.scratch)
+            # where filters are cut, it is better that all threads read the same pixels at a time
+            set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
+                     space + threadid() * z.scratch)
+
+
+cdef void set_task(Shape *s, Panels *z, real *src, real *rows, Py_ssize_t depth, real *bias, real *dst, bint relu, Py_ssize_t i,
+                   char *scratch) noexcept nogil:
+    """Task i: a cut of the filters, then a group, then a set of panels of pixels."""
+    cdef Py_ssize_t cut = i % z.cuts, g = i // z.cuts % s.groups, at = i // z.cuts // s.groups
+    filter_task(s, src + g * s.C * s.Hs * s.Ws, rows + g * s.K * depth, bias + g * s.K if bias != NULL else NULL,
+                dst + g * s.K * s.Hd * s.Wd, relu, z.panels * at // z.sets, z.panels * (at + 1) // z.sets, s.K * cut // z.cuts,
+                s.K * (cut + 1) // z.cuts, z, scratch)
 
 
 cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i, Py_ssize_t end) noexcept nogil:

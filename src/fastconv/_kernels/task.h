@@ -24,6 +24,43 @@ INLINE void leave_caller(void) {
 #else
 INLINE void leave_caller(void) {}
 #endif
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
+/* Tasks 0 to n - 1 in a share for each thread: `take` gives a thread the next one of its own share, and then of the others'.
+ * So a thread gets the same tasks call after call, whose memory its core may still hold, and none waits while there is work. */
+#define SHARES 64
+typedef struct {
+    ptrdiff_t next, end;
+    char rest_of_line[48];
+} share;
+INLINE void make_shares(share *shares, int threads, ptrdiff_t n) {
+    const int count = threads < SHARES ? threads : SHARES;
+    for (int i = 0; i < count; i++) {
+        shares[i].next = n * i / count;
+        shares[i].end = n * (i + 1) / count;
+    }
+}
+INLINE ptrdiff_t next_of(share *s) {
+#if defined(__GNUC__)
+    if (__atomic_load_n(&s->next, __ATOMIC_RELAXED) >= s->end) return s->end;
+    return __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
+#elif defined(_MSC_VER)
+    return (ptrdiff_t)_InterlockedExchangeAdd64((volatile __int64 *)&s->next, 1);
+#else
+    return s->next++; /* without OpenMP's threads */
+#endif
+}
+INLINE ptrdiff_t take(share *shares, int threads, int thread) {
+    const int count = threads < SHARES ? threads : SHARES;
+    for (int i = 0; i < count; i++) {
+        share *s = shares + (thread + i) % count;
+        const ptrdiff_t task = next_of(s);
+        if (task < s->end) return task;
+    }
+    return -1; /* asked more than n times */
+}
 
 /* Numbers below the normal range count as zero while the kernels run: they would cost a hundred times as much. */
 #if defined(__SSE2__) || defined(_M_X64)

@@ -13,6 +13,12 @@ cdef extern from "kernels.h" nogil:
     void prefetch(void *p)
     unsigned int begin_task()
     void end_task(unsigned int before)
+    enum:
+        SHARES
+    ctypedef struct Share "share":
+        pass
+    void make_shares(Share *shares, int threads, Py_ssize_t n)
+    Py_ssize_t take(Share *shares, int threads, int thread)
     ctypedef struct Piece "piece":
         Py_ssize_t to, at, n
     ctypedef struct epilogue_f32:

@@ -24,8 +24,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least, most, prefetch, real,
-    spread, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
+    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter,
+    winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -374,6 +375,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef real *y = data(dst, like)
     cdef real *weights = data(w, like)
     cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * values > SMALL_WORK
+    cdef Share shares[SHARES]
     with nogil:
         for i in prange(s.groups * panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
@@ -388,8 +390,10 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
             for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
         else:
-            for i in prange(blocks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space + threadid() * z.scratch)
+            make_shares(shares, threads, blocks * s.groups)
+            for _ in prange(blocks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+                block_task(s, &z, x, weights, U, biases, y, relu, take(shares, threads, threadid()), blocks, 1,
+                           space + threadid() * z.scratch)
 
 
 cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i,
