@@ -9,9 +9,10 @@ the forward with the filters turned round and transposed.
 With S=2, x falls into four phases, by odd and even rows and columns, and so do the taps: y is the sum of four convolutions with
 S=1 of filters half as large, which share one result in the transformed domain; the phases of dx share one dy. A filter of odd
 extent has a tap less in its odd phases; its polynomial there lacks a coefficient, so one of its values is zero, and the products
-with it are left out: 121 for a 5x5 tile of 3x3 filters, where direct convolution does 225.
- The transforms are in winograd.h; the products are the register
-tile's: for each of the n*n values a matrix of tiles x channels times one of channels x filters.
+with it are left out: 121 for 4x4 results of 5x5 filters, where direct convolution does 400.
+
+The transforms are in winograd.h; the products are the register tile's: for each of the n*n values a matrix of tiles x channels
+times one of channels x filters.
 
 A block of tiles is transformed into V[value][tile][channel], multiplied into M[value][tile][filter] and transformed back, by one
 thread. What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
