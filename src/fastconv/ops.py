@@ -94,13 +94,15 @@ def _prepare(
 
 
 OPTIONS = ("S", "P", "dilation", "groups", "layout", "method")
+PLAIN = (int, int, int, int, str, str)  # their types, mostly
 
 
 def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
     """`_prepare` with the settings in force, for the values of `OPTIONS`."""
-    plain = [v if type(v) in (int, str) else _plain(where, name, v) for name, v in zip(OPTIONS, options, strict=True)]
+    if tuple(map(type, options)) != PLAIN:
+        options = tuple(v if type(v) in (int, str) else _plain(where, n, v) for n, v in zip(OPTIONS, options, strict=True))
     return _prepare(
-        where, direction, x_shape, w_shape, *plain, dtype.char, runtime.isa(), runtime.get_precision()
+        where, direction, x_shape, w_shape, *options, dtype.char, runtime.isa(), runtime.get_precision()
     )
 
 
