@@ -926,19 +926,25 @@ cdef walk_cols(Gather self, cnp.ndarray src, cnp.ndarray cols, int threads, bint
 
 
 cdef void cols_of_plane(Shape *s, real *plane, real *cols, bint add) noexcept nogil:
-    cdef Py_ssize_t t, i, j, h, w
+    cdef Py_ssize_t t, i, j, h, begin, end
+    cdef real *row
     for t in range(s.T):
+        # columns of the grid from which this tap meets the picture, and no more
+        begin = least(s.cols, most(0, ceil_div(most(0, -s.dw[t]), s.stride_w)))
+        end = most(begin, least(s.cols, ceil_div(most(0, s.Ws - s.dw[t]), s.stride_w)))
         for i in range(s.rows):
             h = i * s.stride_h + s.dh[t]
-            for j in range(s.cols):
-                w = j * s.stride_w + s.dw[t]
-                if 0 <= h < s.Hs and 0 <= w < s.Ws:
-                    if add:
-                        plane[h * s.Ws + w] += cols[j]
-                    else:
-                        cols[j] = plane[h * s.Ws + w]
-                elif not add:
-                    cols[j] = 0
+            row = plane + h * s.Ws + s.dw[t]
+            if not 0 <= h < s.Hs:
+                if not add:
+                    memset(cols, 0, s.cols * sizeof(real))
+            elif add:
+                for j in range(begin, end):
+                    row[j * s.stride_w] += cols[j]
+            else:
+                memset(cols, 0, begin * sizeof(real))
+                copy(cols + begin, row + begin * s.stride_w, end - begin, s.stride_w)
+                memset(cols + end, 0, (s.cols - end) * sizeof(real))
             cols += s.cols
 
 
