@@ -173,7 +173,7 @@ def _picture_bytes(p: Problem) -> int:
 
 def _better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
-    by phases; panels of pixels from rows of a few; or panels for few filters of many products each, of pictures of few channels."""
+    by phases, or panels of pixels from rows of a few."""
     w, strided = p.window, p.window.S != (1, 1)
     if not p.nchw or w.F == (1, 1) or _picture_bytes(p) > TURNED or p._replace(N=1).flops < SMALL_PICTURE:
         return False
@@ -182,8 +182,7 @@ def _better_turned(p: Problem) -> bool:
     if p.direction == "grad_x" and strided:
         return True
     row = w.size[1] if p.direction == "fwd" else p.W1
-    few = p.direction == "fwd" and _read_by_rows(p) and w.F[0] * w.F[1] * p.D1 >= 3 * p.K
-    return few or (1 if strided else 2) <= row <= SHORT_ROW
+    return (1 if strided else 2) <= row <= SHORT_ROW
 
 
 def _turned(p: Problem) -> Job:

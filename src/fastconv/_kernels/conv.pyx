@@ -23,7 +23,7 @@ from libc.string cimport memset
 from fastconv._kernels.tiles cimport (
     Epilogue, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
     make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
-    transpose, write_weights,
+    tile_by_table, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -38,6 +38,7 @@ cdef enum:
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
+    PACKING = 20          # cycles for a row of a panel of pixels, from as many source rows as a few taps meet
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
@@ -127,7 +128,7 @@ cdef inline Py_ssize_t bytes_met(Shape *s, real *like) noexcept nogil:
 cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
     cdef Py_ssize_t packed = packed_bytes(self, threads, like)
     if self.nchw:
-        return packed + threads * plan_panels(&self.s, threads, like).scratch
+        return packed + threads * (plan_planes(&self.s, threads, like).scratch or plan_panels(&self.s, threads, like).scratch)
     return packed + threads * plan_chunks(&self.s, threads, like).scratch
 
 
@@ -434,6 +435,7 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
     cdef Panels z = plan_panels(s, threads, src)
+    cdef Planes y = plan_planes(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(height, NR), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t i, g, first
@@ -445,18 +447,129 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.as_it_lies = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
                     and s.rows * s.cols >= 4 * NR and not s.apart)
     s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
-                and plane % VECTOR_BYTES == 0 and z.channels >= s.C)
+                and (s.cols % lanes(src) == 0 if y.rows else plane % VECTOR_BYTES == 0 and z.channels >= s.C))
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
     with nogil:
         if fresh and repacked(self):
             for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
                 g, first = i // blocks, i % blocks * NR
                 pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + NR))
-        make_shares(shares, threads, s.groups * z.sets * z.cuts)
-        for i in prange(s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+        make_shares(shares, threads, s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts)
+        for _ in prange(s.N * s.groups * y.strips if y.rows else 0, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()), space + threadid() * y.scratch)
+        for i in prange(0 if y.rows else s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             # where filters are cut, it is better that all threads read the same pixels at a time
             set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
                      space + threadid() * z.scratch)
+
+
+cdef struct Planes:
+    # How a depth-first gather goes where rows of the grid are long: strips of its rows, whose source is copied into a core's
+    # cache once for all taps, padded and, S > 1, every S-th column after the other; panels are read from there.
+    Py_ssize_t rows, strips           # of the grid in a strip, none if panels are packed; strips of a picture
+    Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
+    Py_ssize_t top, left              # least offsets of the taps
+    Py_ssize_t height, phases, width  # source rows in a strip; sets of columns, and columns in one
+    Py_ssize_t scratch
+
+
+cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
+    cdef Planes z
+    cdef Py_ssize_t VL = lanes(like), last = s.T - 1, share = L2_SHARE // <Py_ssize_t> sizeof(real), down, right, row
+    z.rows = z.strips = z.scratch = 0
+    if s.T == 0 or s.step_h * s.step_w > 1 or s.cols != s.Wd or s.cols < VL or s.C == 0:
+        return z
+    z.top, z.left = least(s.dh[0], s.dh[last]), least(s.dw[0], s.dw[last])
+    down, right = most(s.dh[0], s.dh[last]) - z.top, most(s.dw[0], s.dw[last]) - z.left
+    z.step, z.phases = s.stride_h if down else 1, s.stride_w if right else 1
+    z.width = s.cols + right // s.stride_w
+    row = s.C * z.phases * z.width
+    # Lanes past a row's end are lost; to pack a source pixel for one more tap would cost as much as PACKING filters.
+    if ((ceil_div(s.cols, VL) * VL - s.cols) * s.K * s.T >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
+            or (down + 1) * row > 2 * share):
+        return z
+    z.rows = most(1, least(s.rows, (share // row - down) // z.step))
+    while z.rows > 1 and s.N * s.groups * ceil_div(s.rows, z.rows) < 4 * threads:
+        z.rows = ceil_div(z.rows, 2)
+    z.strips = ceil_div(s.rows, z.rows)
+    z.rows = ceil_div(s.rows, z.strips)
+    z.height = (z.rows - 1) * z.step + down + 1
+    z.scratch = (aligned(s.C * s.T * sizeof(Py_ssize_t)) + aligned(ceil_div(s.K, TILE_MR) * s.T * TILE_MR * sizeof(void *))
+                 + aligned((z.height * row + 2 * VL) * sizeof(real)))
+    return z
+
+
+cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t depth, real *bias, real *dst, bint relu, Py_ssize_t at,
+                      char *scratch) noexcept nogil:
+    """Task `at`: a strip of a picture, then a group, then a picture."""
+    cdef Py_ssize_t NR = 2 * lanes(src), strip = at % z.strips, g = at // z.strips % s.groups, n = at // z.strips // s.groups
+    cdef Py_ssize_t lo = s.rows * strip // z.strips, hi = s.rows * (strip + 1) // z.strips, blocks = ceil_div(s.K, TILE_MR)
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, b, t, first, n_rows, plane = s.Hd * s.Wd
+    cdef Py_ssize_t *table = <Py_ssize_t *> scratch
+    cdef real **a = <real **> (scratch + aligned(s.C * s.T * sizeof(Py_ssize_t)))
+    cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
+    cdef real *target[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch)
+    cdef unsigned int before = begin_task()
+    src += (n * s.groups + g) * s.C * s.Hs * s.Ws
+    dst += (n * s.groups + g) * s.K * plane
+    weights += g * s.K * depth
+    copy_planes(s, z, src, lo, hi, rows)
+    list_products(s, z, table)
+    for b in range(blocks):
+        first = s.K * b // blocks
+        n_rows = s.K * (b + 1) // blocks - first
+        for t in range(runs):
+            if s.by_taps:
+                point_rows(a + (b * runs + t) * TILE_MR, weights + (first * s.window + s.tap[t]) * s.C, s.window * s.C, n_rows)
+            else:
+                point_rows(a + b * TILE_MR, weights + first * s.C * s.T, s.C * s.T, n_rows)
+    for i in range(hi - lo):
+        for b in range(blocks):
+            first = s.K * b // blocks
+            n_rows = s.K * (b + 1) // blocks - first
+            if bias != NULL:
+                e.bias = bias + g * s.K + first
+            j = 0
+            while j < s.cols:
+                point_rows(target, dst + first * plane + (lo + i) * s.Wd + j, plane, n_rows)
+                tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.step * z.phases * z.width + j,
+                              table, target, least(NR, s.cols - j), &e)
+                j += NR
+    end_task(before)
+
+
+cdef void list_products(Shape *s, Planes *z, Py_ssize_t *table) noexcept nogil:
+    """Where the source of each product of a sum lies in a strip, from the place of its first tap and channel on."""
+    cdef Py_ssize_t t, c, right, at, next_tap = s.C if s.by_taps else 1, next_channel = 1 if s.by_taps else s.T
+    for t in range(s.T):
+        right = s.dw[t] - z.left
+        at = ((s.dh[t] - z.top) * z.phases + right % s.stride_w) * z.width + right // s.stride_w
+        for c in range(s.C):
+            table[t * next_tap + c * next_channel] = at + c * z.height * z.phases * z.width
+
+
+cdef void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t hi, real *to) noexcept nogil:
+    """to[channel][row][phase][column] for rows lo to hi of the grid, with zeros outside the picture."""
+    cdef Py_ssize_t c, v, p, h, left, begin, end
+    for c in range(s.C):
+        for v in range(z.height):
+            h = lo * s.stride_h + z.top + v * (s.stride_h // z.step)
+            if 0 <= h < s.Hs and c + 1 < s.C:  # planes lie pages apart: the processor does not guess the next one
+                for p in range(ceil_div(s.Ws, lanes(src))):
+                    prefetch(src + (s.Hs + h) * s.Ws + p * lanes(src))
+            for p in range(z.phases):
+                left = z.left + p
+                begin = least(z.width, ceil_div(most(0, -left), s.stride_w))
+                end = most(begin, least(z.width, ceil_div(most(0, s.Ws - left), s.stride_w)))
+                if not 0 <= h < s.Hs:
+                    begin = end = z.width
+                memset(to, 0, begin * sizeof(real))
+                copy(to + begin, src + h * s.Ws + left + begin * s.stride_w, end - begin, s.stride_w)
+                memset(to + end, 0, (z.width - end) * sizeof(real))
+                to += z.width
+        src += s.Hs * s.Ws
+
 
 
 cdef void set_task(Shape *s, Panels *z, real *src, real *rows, Py_ssize_t depth, real *bias, real *dst, bint relu, Py_ssize_t i,

@@ -3,6 +3,7 @@
  * GCC and Clang lower the vector extensions to whatever the compilation's flags allow; other compilers get the same names
  * as plain loops over four numbers. This header is read once for each REAL, see kernels.h. */
 
+#undef EACH_LANE
 #if defined(__GNUC__)
 typedef REAL VEC __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL CAT(vec_unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
@@ -28,7 +29,6 @@ INLINE VEC CAT(sub)(VEC a, VEC b) { EACH_LANE(a.at[i] - b.at[i]); }
 INLINE VEC CAT(mul)(VEC a, VEC b) { EACH_LANE(a.at[i] * b.at[i]); }
 INLINE VEC CAT(fma)(VEC a, VEC b, VEC c) { EACH_LANE(a.at[i] * b.at[i] + c.at[i]); }
 INLINE VEC CAT(relu)(VEC v) { EACH_LANE(v.at[i] < 0 ? 0 : v.at[i]); }
-#undef EACH_LANE
 #endif
 
 /* The first n numbers, zeros after them; and back. Never touches memory past n. */
@@ -119,6 +119,15 @@ INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
 #endif
 }
 
+/* Every fourth of 4 VL - 3 numbers. */
+INLINE VEC CAT(load_fourth)(const REAL *p) {
+#if defined(__GNUC__)
+    return EVEN(EVEN(CAT(load)(p), CAT(load)(p + VL)), CAT(load_even)(p + 2 * VL, VL - 1));
+#else
+    EACH_LANE(p[4 * i]);
+#endif
+}
+
 /* a[0], b[0], a[1], b[1], ...: the first n of them, n at most 2 VL. */
 INLINE void CAT(store_by_turns)(REAL *p, VEC a, VEC b, ptrdiff_t n) {
 #if defined(__GNUC__)
@@ -131,8 +140,12 @@ INLINE void CAT(store_by_turns)(REAL *p, VEC a, VEC b, ptrdiff_t n) {
 
 /* dst[i] = src[i * src_step] for i < n: short runs mostly, for which a call to memcpy would be dear. */
 INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t src_step) {
-    for (; src_step == 2 && n > 0; n -= VL, dst += VL, src += 2 * VL)
-        CAT(store_part)(dst, CAT(load_even)(src, n < VL ? n : VL), n);
+    if (src_step == 2) {
+        for (; n >= VL; n -= VL, dst += VL, src += 2 * VL) CAT(store)(dst, CAT(load_even)(src, VL));
+        if (n > 0) CAT(store_part)(dst, CAT(load_even)(src, n), n);
+        return;
+    }
+    for (; src_step == 4 && n >= VL; n -= VL, dst += VL, src += 4 * VL) CAT(store)(dst, CAT(load_fourth)(src));
     if (src_step != 1) {
         for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
         return;

@@ -8,7 +8,8 @@
  *     by columns:  A[u][m](k) = a[u][k * a_step + m]        the rows lie side by side (channels of a pixel), k steps over them
  * A run is a stretch of k without a jump: a tap of the window, a row of the picture.
  *
- * A B that lies in rows of a picture may be packed by the first tile that reads it: row after row goes to `keep` as well. */
+ * A B that lies in rows of a picture may be packed by the first tile that reads it: row after row goes to `keep` as well. Or its
+ * rows lie wherever a table says, one distance from b for each k of each run. */
 
 typedef struct {
     const REAL *bias;  /* NULL, or numbers that C starts from: one for each column, or for each row */
@@ -21,7 +22,7 @@ typedef struct {
 
 INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
                            REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
-                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e, REAL *keep) {
+                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e, REAL *keep, const ptrdiff_t *table) {
     VEC acc[MR][2];
     const ptrdiff_t last = cols - (nv - 1) * VL;
     UNROLL for (int m = 0; m < rows; m++) {
@@ -43,7 +44,8 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         PRAGMA_UNROLL_K
         for (ptrdiff_t k = 0; k < length; k++) {
             VEC bk[2];
-            UNROLL for (int v = 0; v < nv; v++) bk[v] = CAT(load)(b + v * VL);
+            const REAL *at = table ? b + *table++ : b;
+            UNROLL for (int v = 0; v < nv; v++) bk[v] = CAT(load)(at + v * VL);
             if (keep) { /* the next panel's part of this row is far away, too */
                 UNROLL for (int v = 0; v < nv; v++) {
                     CAT(store)(keep + v * VL, bk[v]);
@@ -72,16 +74,24 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     ptrdiff_t runs, ptrdiff_t length, REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
     REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
 #define DEFINE_TILE(m) \
-    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
-    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
-    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0); } \
-    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0); }
+    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
+    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
+    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
+    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); }
 EACH_MR(DEFINE_TILE)
 #define DEFINE_KEEPING_TILE(m) \
     static void CAT(tile_keep_##m)(TILE_ARGUMENTS, REAL *keep) { \
-        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, keep); \
+        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, keep, 0); \
     }
 EACH_MR(DEFINE_KEEPING_TILE)
+#define DEFINE_TABLE_TILE(m) \
+    static void CAT(tile_table1_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { \
+        CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, table); \
+    } \
+    static void CAT(tile_table2_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { \
+        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, table); \
+    }
+EACH_MR(DEFINE_TABLE_TILE)
 
 typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
 #define LIST_ROWS1(m) CAT(tile_rows1_##m),
@@ -93,6 +103,10 @@ static const CAT(tile_function) CAT(tiles)[4][MR + 1] = {
 typedef void (*CAT(keeping_tile_function))(TILE_ARGUMENTS, REAL *keep);
 #define LIST_KEEPING(m) CAT(tile_keep_##m),
 static const CAT(keeping_tile_function) CAT(keeping_tiles)[MR + 1] = {0, EACH_MR(LIST_KEEPING)};
+typedef void (*CAT(table_tile_function))(TILE_ARGUMENTS, const ptrdiff_t *table);
+#define LIST_TABLE1(m) CAT(tile_table1_##m),
+#define LIST_TABLE2(m) CAT(tile_table2_##m),
+static const CAT(table_tile_function) CAT(table_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_TABLE1)}, {0, EACH_MR(LIST_TABLE2)}};
 
 static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
     CAT(tiles)[2 + (cols > VL)][rows](runs, length, a, a_step, b, b_step, c, cols, e);
@@ -104,6 +118,11 @@ static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
 static inline void CAT(tile_and_keep)(ptrdiff_t rows, ptrdiff_t length, REAL *const *a, const REAL *b, ptrdiff_t b_step,
                                       REAL *const *c, const CAT(epilogue) *e, REAL *keep) {
     CAT(keeping_tiles)[rows](1, length, a, 1, b, b_step, c, NR, e, keep);
+}
+/* Row k of B, counted over the runs, lies at b + table[k]; whole vectors of it are read. */
+static inline void CAT(tile_by_table)(ptrdiff_t rows, ptrdiff_t runs, ptrdiff_t length, REAL *const *a, const REAL *b,
+                                      const ptrdiff_t *table, REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e) {
+    CAT(table_tiles)[cols > VL][rows](runs, length, a, 1, b, 0, c, cols, e, table);
 }
 
 /* a[m] = base + m * step for m < n <= MR. */
@@ -122,3 +141,6 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
 #undef LIST_COLS1
 #undef LIST_COLS2
 #undef LIST_KEEPING
+#undef DEFINE_TABLE_TILE
+#undef LIST_TABLE1
+#undef LIST_TABLE2

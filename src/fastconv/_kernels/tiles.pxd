@@ -39,6 +39,10 @@ cdef extern from "kernels.h" nogil:
                            epilogue_f32 *e, float *keep)
     void tile_and_keep_f64(Py_ssize_t rows, Py_ssize_t length, double **a, double *b, Py_ssize_t b_step, double **c,
                            epilogue_f64 *e, double *keep)
+    void tile_by_table_f32(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, float **a, float *b, Py_ssize_t *table, float **c,
+                           Py_ssize_t cols, epilogue_f32 *e)
+    void tile_by_table_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, double *b, Py_ssize_t *table,
+                           double **c, Py_ssize_t cols, epilogue_f64 *e)
     void point_rows_f32(float **a, float *base, Py_ssize_t step, Py_ssize_t n)
     void point_rows_f64(double **a, double *base, Py_ssize_t step, Py_ssize_t n)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
@@ -117,6 +121,15 @@ cdef inline void tile_and_keep(Py_ssize_t rows, Py_ssize_t length, real **a, rea
         tile_and_keep_f32(rows, length, a, b, b_step, c, <epilogue_f32 *> e, keep)
     else:
         tile_and_keep_f64(rows, length, a, b, b_step, c, <epilogue_f64 *> e, keep)
+
+
+cdef inline void tile_by_table(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, real **a, real *b, Py_ssize_t *table,
+                               real **c, Py_ssize_t cols, Epilogue *e) noexcept nogil:
+    """A tile by rows whose row k of B, counted over the runs, lies at b + table[k]."""
+    if real is float:
+        tile_by_table_f32(rows, runs, length, a, b, table, c, cols, <epilogue_f32 *> e)
+    else:
+        tile_by_table_f64(rows, runs, length, a, b, table, c, cols, <epilogue_f64 *> e)
 
 
 cdef inline void point_rows(real **a, real *base, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
