@@ -135,6 +135,10 @@ ODD = [
     Problem("stride larger than the window", 2, 11, 13, 4, 6, 2, S=(4, 3), tags=("strided",)),
     Problem("stride (1, 2)", 1, 9, 12, 6, 9, 3, S=(1, 2), P=1, tags=("strided",)),
     Problem("stride larger than the picture", 1, 3, 4, 2, 3, 3, S=7, tags=("strided",)),
+    Problem("long rows", 2, 4, 34, 3, 15, (2, 3), P=((1, 0), (2, 1))),
+    Problem("long rows, stride (2, 4)", 1, 7, 75, 2, 15, (3, 11), S=(2, 4), P=((1, 1), (3, 0)), tags=("strided",)),
+    Problem("long rows, stride 3, dilated", 2, 9, 61, 4, 6, (3, 5), S=(2, 3), P=(1, 2), dilation=(1, 2), groups=2,
+            tags=("strided", "dilated", "grouped")),
     Problem("last step dropped", 1, 10, 12, 4, 6, 3, S=4, P=1, tags=("strided",)),
 ]
 CHANNEL_SIZES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65)

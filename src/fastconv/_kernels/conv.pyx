@@ -11,8 +11,8 @@ destination pixels is the sum, over a list of taps, of a source pixel times that
 
 Depth-last pictures are read through pointers: rows of the tile are pixels, a run of k is a tap's channels (padding points at a
 row of zeros), B is the weights packed in panels. In depth-first pictures the rows are filters, B is a panel of pixels, gathered
-in cache. Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is summed in an order that depends
-on neither threads nor batch.
+in cache, or long rows of a padded copy there. Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is
+summed in an order that depends on neither threads nor batch.
 """
 
 cimport cython
@@ -21,8 +21,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
-    make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
+    Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
+    least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
     tile_by_table, transpose, write_weights,
 )
 
@@ -111,7 +111,7 @@ cdef class Gather:
 cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
     cdef Shape *s = &self.s
     if not self.nchw:
-        return aligned(plan_chunks(s, threads, like).packed * sizeof(real))
+        return aligned(plan_chunks(s, self.transposed, threads, like).packed * sizeof(real))
     return aligned(s.groups * s.K * s.C * (s.window if self.transposed else s.T) * sizeof(real)) if repacked(self) else 0
 
 
@@ -129,7 +129,7 @@ cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
     cdef Py_ssize_t packed = packed_bytes(self, threads, like)
     if self.nchw:
         return packed + threads * (plan_planes(&self.s, threads, like).scratch or plan_panels(&self.s, threads, like).scratch)
-    return packed + threads * plan_chunks(&self.s, threads, like).scratch
+    return packed + threads * plan_chunks(&self.s, self.transposed, threads, like).scratch
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -152,6 +152,8 @@ cdef struct Chunks:
     # Few pixels and many weights, as in a dense layer: so many panels pass by at a time, packed a stretch of channels at a time
     # by the thread that needs them; 0: they are packed once for all.
     Py_ssize_t passing
+    bint in_place                     # they lie as one panel would, and are not packed
+    Py_ssize_t step                   # numbers from one row of weights to the next
 
 
 cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
@@ -159,12 +161,17 @@ cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
     return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
 
 
-cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
+cdef Chunks plan_chunks(Shape *s, bint transposed, int threads, real *like) noexcept nogil:
     cdef Chunks z
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
     z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
     z.passing = 0
-    if pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > 4 * L2_SHARE and not s.merged:
+    z.in_place = (s.groups == 1 and s.T == s.window and not transposed
+                  and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
+    z.step = s.K if z.in_place else NR
+    if z.in_place:
+        z.panel_size = 0
+    elif pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > 4 * L2_SHARE and not s.merged:
         z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (2 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
@@ -187,7 +194,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
 cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *b, char *space):
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
-    cdef Chunks z = plan_chunks(s, threads, src)
+    cdef Chunks z = plan_chunks(s, self.transposed, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
@@ -195,13 +202,15 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     with nogil:
-        for i in prange(0 if z.passing else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
+        for i in prange(0 if z.passing or z.in_place else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
                         use_threads_if=threads > 1 and z.packed > SMALL_WORK):
             pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = bias[g * s.K + c] if c < s.K else 0
+        if z.in_place:
+            b = w
         if z.passing:
             for i in prange(s.groups * sets, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
                 passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing,
@@ -220,8 +229,8 @@ cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real
     """Task i: a cut of the panels, then a chunk of the pixels, then a group."""
     cdef Py_ssize_t NR = 2 * lanes(src), g = i % s.groups, at = i // s.groups % z.chunks, cut = i // s.groups // z.chunks
     cdef Py_ssize_t lo = at // z.per_row * z.per_image + at % z.per_row * z.chunk
-    pixel_task(s, src, b + g * z.panels * z.panel_size, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu, g, lo,
-               least(lo + z.chunk, (at // z.per_row + 1) * z.per_image), z.panels * cut // z.cuts,
+    pixel_task(s, src, b + g * z.panels * z.panel_size, z.step, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu,
+               g, lo, least(lo + z.chunk, (at // z.per_row + 1) * z.per_image), z.panels * cut // z.cuts,
                z.panels * (cut + 1) // z.cuts, scratch)
 
 
@@ -295,8 +304,8 @@ cdef Py_ssize_t strip_width(Shape *s) noexcept nogil:
     return (s.cols - 1) * s.stride_w + s.merged
 
 
-cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t lo,
-                     Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
+cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
+                     Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, of the filters in some panels of group g."""
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, TILE_MR), i, m, first, rows
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
@@ -319,7 +328,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, real *bias, real *dst, bint r
             rows = (hi - lo) * (i + 1) // blocks - first
             for m in range(rows):
                 target[m] = c[i * TILE_MR + m] + panel * NR
-            tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, NR, target,
+            tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
                          least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
@@ -438,7 +447,7 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Planes y = plan_planes(s, threads, src)
     cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(height, NR), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t i, g, first
+    cdef Py_ssize_t i, g, first, tasks = s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts
     cdef Share shares[SHARES]
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
@@ -454,13 +463,14 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
                 g, first = i // blocks, i % blocks * NR
                 pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + NR))
-        make_shares(shares, threads, s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts)
-        for _ in prange(s.N * s.groups * y.strips if y.rows else 0, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()), space + threadid() * y.scratch)
-        for i in prange(0 if y.rows else s.groups * z.sets * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            # where filters are cut, it is better that all threads read the same pixels at a time
-            set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
-                     space + threadid() * z.scratch)
+        make_shares(shares, threads, tasks)
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            if y.rows:
+                planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()),
+                            space + threadid() * y.scratch)
+            else:  # where filters are cut, it is better that all threads read the same pixels at a time
+                set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
+                         space + threadid() * z.scratch)
 
 
 cdef struct Planes:
@@ -499,8 +509,8 @@ cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
-cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t depth, real *bias, real *dst, bint relu, Py_ssize_t at,
-                      char *scratch) noexcept nogil:
+cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t depth, real *bias, real *dst, bint relu,
+                      Py_ssize_t at, char *scratch) noexcept nogil:
     """Task `at`: a strip of a picture, then a group, then a picture."""
     cdef Py_ssize_t NR = 2 * lanes(src), strip = at % z.strips, g = at // z.strips % s.groups, n = at // z.strips // s.groups
     cdef Py_ssize_t lo = s.rows * strip // z.strips, hi = s.rows * (strip + 1) // z.strips, blocks = ceil_div(s.K, TILE_MR)
@@ -569,7 +579,6 @@ cdef void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t 
                 memset(to + end, 0, (z.width - end) * sizeof(real))
                 to += z.width
         src += s.Hs * s.Ws
-
 
 
 cdef void set_task(Shape *s, Panels *z, real *src, real *rows, Py_ssize_t depth, real *bias, real *dst, bint relu, Py_ssize_t i,

@@ -45,6 +45,12 @@
 #define EACH_MR TILE_ROWS_6
 #endif
 
+#if defined(__AVX512F__)
+#define PART_OF_B 1 /* a tile reads no more of B than the columns that it has: B may end there */
+#else
+#define PART_OF_B 0
+#endif
+
 #include "task.h"
 
 /* n numbers at `at`, or n zeros if it is negative, that go to `to`: see pack_pieces in simd.h */

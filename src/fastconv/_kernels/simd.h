@@ -43,6 +43,16 @@ INLINE VEC CAT(load_part)(const REAL *p, ptrdiff_t n) {
     return CAT(load)(whole);
 #endif
 }
+/* The same for 0 < n <= VL without a branch, or a whole vector where that cannot be (PART_OF_B is 0). */
+INLINE VEC CAT(load_b)(const REAL *p, ptrdiff_t n) {
+#if PART_OF_B
+    if (sizeof(REAL) == 4) return (VEC)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+    return (VEC)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    (void)n;
+    return CAT(load)(p);
+#endif
+}
 INLINE void CAT(store_part)(REAL *p, VEC v, ptrdiff_t n) {
     if (n >= VL) {
         CAT(store)(p, v);

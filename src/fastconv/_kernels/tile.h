@@ -45,7 +45,8 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         for (ptrdiff_t k = 0; k < length; k++) {
             VEC bk[2];
             const REAL *at = table ? b + *table++ : b;
-            UNROLL for (int v = 0; v < nv; v++) bk[v] = CAT(load)(at + v * VL);
+            UNROLL for (int v = 0; v < nv; v++)
+                bk[v] = nv == 1 && by_rows && !table ? CAT(load_b)(at, cols) : CAT(load)(at + v * VL);
             if (keep) { /* the next panel's part of this row is far away, too */
                 UNROLL for (int v = 0; v < nv; v++) {
                     CAT(store)(keep + v * VL, bk[v]);
@@ -73,24 +74,19 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
 #define TILE_ARGUMENTS \
     ptrdiff_t runs, ptrdiff_t length, REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
     REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
+#define TILE_VALUES runs, length, a, a_step, b, b_step, c, cols, e
 #define DEFINE_TILE(m) \
-    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
-    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
-    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); } \
-    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, runs, length, a, a_step, b, b_step, c, cols, e, 0, 0); }
+    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, TILE_VALUES, 0, 0); } \
+    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, TILE_VALUES, 0, 0); } \
+    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, TILE_VALUES, 0, 0); } \
+    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, TILE_VALUES, 0, 0); }
 EACH_MR(DEFINE_TILE)
 #define DEFINE_KEEPING_TILE(m) \
-    static void CAT(tile_keep_##m)(TILE_ARGUMENTS, REAL *keep) { \
-        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, keep, 0); \
-    }
+    static void CAT(tile_keep_##m)(TILE_ARGUMENTS, REAL *keep) { CAT(tile_body)(m, 2, 1, TILE_VALUES, keep, 0); }
 EACH_MR(DEFINE_KEEPING_TILE)
 #define DEFINE_TABLE_TILE(m) \
-    static void CAT(tile_table1_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { \
-        CAT(tile_body)(m, 1, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, table); \
-    } \
-    static void CAT(tile_table2_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { \
-        CAT(tile_body)(m, 2, 1, runs, length, a, a_step, b, b_step, c, cols, e, 0, table); \
-    }
+    static void CAT(tile_table1_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { CAT(tile_body)(m, 1, 1, TILE_VALUES, 0, table); } \
+    static void CAT(tile_table2_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { CAT(tile_body)(m, 2, 1, TILE_VALUES, 0, table); }
 EACH_MR(DEFINE_TABLE_TILE)
 
 typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
@@ -134,6 +130,7 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
     }
 }
 #undef TILE_ARGUMENTS
+#undef TILE_VALUES
 #undef DEFINE_TILE
 #undef DEFINE_KEEPING_TILE
 #undef LIST_ROWS1

@@ -9,6 +9,7 @@ ctypedef fused real:
 cdef extern from "kernels.h" nogil:
     enum:
         TILE_MR "MR"
+        PART_OF_B
         VECTOR_BYTES
     void prefetch(void *p)
     unsigned int begin_task()
