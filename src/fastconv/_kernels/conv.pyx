@@ -38,7 +38,7 @@ cdef enum:
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
-    PACKING = 20          # cycles for a row of a panel of pixels, from as many source rows as a few taps meet
+    PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
 
 
 VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
