@@ -289,6 +289,41 @@ def test_im2col_and_its_adjoint_agree_with_the_oracle(isa, n_threads, layout, dt
         assert not wrong, f"{p}: col2im: {wrong}"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pictures", [1, 2, 5])
+def test_columns_are_made_a_few_pictures_at_a_time(isa, monkeypatch, layout, pictures):
+    """One by one, by twos with one left over, or all together: each is what the oracle says, whatever the threads."""
+    p = Problem("columns", 5, 9, 8, 6, 20, S=2, P=1, groups=2)
+    monkeypatch.setattr(planning, "COLUMNS", pictures * 4 * 5 * 4 * 9 * 6)
+    planning.plan.cache_clear()
+    try:
+        for n in (1, 2, 3, 7):  # more threads than pictures cut the channels
+            with fc.num_threads(n):
+                assert list(mistakes(p, expected(p, layout, "float32"), "im2col", layout)) == []
+    finally:
+        planning.plan.cache_clear()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_grad_x_takes_im2col_for(isa, layout):
+    """1x1 with a stride, and dx much larger than dy; not what is depthwise, or whose columns are too large."""
+    wanted = [
+        Problem("strided 1x1", 2, 14, 14, 64, 128, 1, S=2),
+        Problem("strided 1x1 in groups", 2, 14, 14, 64, 128, 1, S=2, groups=2),
+        Problem("small, no padding", 8, 5, 5, 128, 256),
+    ]
+    others = [
+        Problem("1x1", 2, 14, 14, 64, 128, 1),
+        Problem("padded", 8, 28, 28, 64, 64, P=1),
+        Problem("strided 1x1 depthwise", 2, 14, 14, 64, 64, 1, S=2, groups=64),
+        Problem("columns of 5 MB", 2, 402, 402, 32, 16, 1, S=2),
+    ]
+    for p, method in [*((p, {"im2col"}) for p in wanted), *((p, {"direct", "winograd"}) for p in others)]:
+        for N in (1, p.N):
+            plan = fc.explain((N, *p.x_shape(layout)[1:]), p.w_shape(layout), direction="grad_x", layout=layout, **p.how)
+            assert plan.method in method, f"{p} {plan}"
+
+
 # ---------------------------------------------------------------- NaN, infinity, denormals
 SPECIAL = [
     Problem("special 3x3", 3, 11, 12, 5, 37, P=1),

@@ -562,10 +562,11 @@ def col2im(
     gather, written, shape = _cols_gather("col2im", x_shape, F, S, P, dilation, layout, cols.dtype)
     checks.shape("col2im", "cols", cols, shape, "is not the shape of im2col's result")
     x = memory.empty(x_shape, cols.dtype)
-    x[...] = 0
-    if cols.size:
-        if layout == "NCHW":
-            N, depth, H2, W2 = written
-            cols = cols.reshape(N, H2, W2, depth).transpose(0, 3, 1, 2)
-        _kernels.kernel("conv").col2im(gather, _dense(cols), x, runtime.get_num_threads())
+    if not cols.size:
+        x[...] = 0
+        return x
+    if layout == "NCHW":
+        N, depth, H2, W2 = written
+        cols = cols.reshape(N, H2, W2, depth).transpose(0, 3, 1, 2)
+    _kernels.kernel("conv").col2im(gather, _dense(cols), x, None, runtime.get_num_threads())
     return x

@@ -21,6 +21,7 @@ from fastconv.geometry import Pair, Window
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
 SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
+COLUMNS = 1 << 22  # bytes of im2col's columns at a time
 TURNED = 1 << 22  # bytes of depth-first pictures, and of their results, that are turned over at a time
 
 
@@ -258,27 +259,39 @@ def weight_gradient(p: Problem, gather: Any) -> Any:
     return _kernels.kernel("conv").WeightGradient(gather, 1 << max(1, most).bit_length() - 1)
 
 
+def _columns_bytes(p: Problem) -> int:
+    """Of one picture's columns."""
+    return math.prod(p.window.size) * math.prod(p.window.F) * p.D1 * _itemsize(p)
+
+
 def _im2col(p: Problem) -> Job:
-    conv, gather = _kernels.kernel("conv"), forward_gather(p, every=True)
-    (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
-    shape = (p.N, p.groups, D, taps, H2, W2) if p.nchw else (p.N, H2, W2, p.groups, taps, D)
-    one = Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
-    product = _direct(p._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
+    """Columns and their product a few pictures at a time; a weight gradient's at once."""
+    conv, depth, (H2, W2) = _kernels.kernel("conv"), p.D1 // p.groups, p.window.size
+    taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    shape = (p.groups, depth, taps, H2, W2) if p.nchw else (H2, W2, p.groups, taps, depth)
+    rounds = 1 if p.direction == "grad_w" else max(1, -(-p.N * _columns_bytes(p) // COLUMNS))
+    chunk = max(1, -(-p.N // rounds))
+    jobs = {}
+    for n in {chunk, p.N % chunk}:
+        part = p._replace(N=n)
+        jobs[n] = forward_gather(part, every=True), _direct(part._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
 
     def run(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, relu: bool, threads: int) -> None:
-        cols = memory.empty(shape, p.dtype)
-        if p.direction != "grad_x":
-            conv.im2col(gather, a if p.direction == "fwd" else b, cols, threads)
-        if p.direction == "fwd":
-            product.run(cols, b, bias, out, relu, threads)
-        elif p.direction == "grad_w":
-            product.run(a, cols, None, out, False, threads)
-        else:
-            product.run(a, b, None, cols, False, threads)
-            out[...] = 0 if bias is None else bias.reshape(-1, 1, 1) if p.nchw else bias
-            conv.col2im(gather, cols, out, threads)
+        space = memory.empty((chunk, *shape), p.dtype)
+        for first in range(0, p.N, chunk):
+            cols = space[: min(chunk, p.N - first)]
+            gather, product = jobs[len(cols)]
+            if p.direction == "fwd":
+                conv.im2col(gather, a[first:], cols, threads)
+                product.run(cols, b, bias, out[first:], relu, threads)
+            elif p.direction == "grad_w":
+                conv.im2col(gather, b, cols, threads)
+                product.run(a, cols, None, out, False, threads)
+            else:
+                product.run(a[first:], b, None, cols, False, threads)
+                conv.col2im(gather, cols, out[first:], bias, threads)
 
-    return Job(run, lambda threads: math.prod(shape) * _itemsize(p) + product.workspace(threads))
+    return Job(run, lambda threads: chunk * _columns_bytes(p) + jobs[chunk][1].workspace(threads))
 
 
 # ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
@@ -286,6 +299,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
+ADDING = {"row": 14, "vector": 8}  # of columns to the picture; depth-first rows are short where this is worth it
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below; with S=2, whose values leave a core's cache sooner:
 STRIDED_MARGIN = 0.62
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
@@ -332,6 +346,14 @@ def _direct_cycles(p: Problem) -> float:
     if p.direction == "grad_x":
         return Fh * Fw * _product(p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1]), K, D, p)
     return _product(p.N * H2 * W2, Fh * Fw * D, K, p)
+
+
+def _im2col_cycles(p: Problem) -> float:
+    """Of grad_x: the product has no more rows than dy has pixels, but each of its numbers is added to dx by itself."""
+    (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
+    rows, vectors = D * H2, H2 * W2 * -(-D * np.dtype(p.dtype).itemsize // _kernels.kernel("conv").VECTOR)
+    adding = ADDING["row"] * rows if p.nchw else ADDING["vector"] * vectors
+    return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + p.N * taps * adding
 
 
 def _tiles(p: Problem, m: int) -> int:
@@ -454,6 +476,19 @@ class Method(NamedTuple):
     make: Callable[[Problem], Job]
 
 
+def _im2col_wanted(p: Problem) -> str | None:
+    if p.direction != "grad_x" or p.pointwise or p.groups == p.D1 > 1 or _columns_bytes(p) > COLUMNS:
+        return None
+    if p.window.F == (1, 1):
+        return "1x1 with a stride: a product as small as dy, spread over dx"
+    p = _nominal(p)
+    cycles, direct = _im2col_cycles(p), _direct_cycles(p)
+    winograd = _winograd_cycles(p, winograd_tile(p)[0]) if _winograd_wanted(p) else math.inf
+    if cycles < MARGIN * min(direct, winograd):
+        return f"dy has few pixels beside dx: it takes about {cycles / direct:.2f} of direct's cycles"
+    return None
+
+
 def _direct_wanted(p: Problem) -> str:
     if p.groups == p.D1 > 1:
         return "depthwise: every channel stands alone"
@@ -463,9 +498,9 @@ def _direct_wanted(p: Problem) -> str:
 
 
 METHODS = (
+    Method("im2col", lambda p: None, _im2col_wanted, _im2col),
     Method("winograd", _winograd_refuses, _winograd_wanted, _winograd),
     Method("direct", lambda p: None, _direct_wanted, _direct),
-    Method("im2col", lambda p: None, lambda p: None, _im2col),
 )
 
 
@@ -477,7 +512,7 @@ def plan(where: str, p: Problem, method: str, isa: str, precision: str) -> Plan:
         chosen = next(m for m in METHODS if m.name == method)
         why = chosen.refuses(p)
         if why:
-            names = ", ".join(repr(m.name) for m in able)
+            names = ", ".join(sorted(repr(m.name) for m in able))
             raise checks.value_error(where, f"method={method!r} cannot do this: {why}", f"one of {names}", repr(method))
         return Plan(method, "it was asked for", isa, p.flops, chosen.make(p))
     if precision == "exact":

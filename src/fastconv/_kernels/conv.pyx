@@ -1020,31 +1020,48 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
 def im2col(Gather g, cnp.ndarray src, cnp.ndarray cols, int threads):
     """cols, depth-last: (N, rows, cols, groups, T, C); depth-first: (N, groups, C, T, rows, cols)."""
     if cnp.PyArray_TYPE(cols) == cnp.NPY_FLOAT32:
-        walk_cols[float](g, src, cols, threads, 0, NULL)
+        walk_cols[float](g, src, cols, None, False, threads, NULL)
     else:
-        walk_cols[double](g, src, cols, threads, 0, NULL)
+        walk_cols[double](g, src, cols, None, False, threads, NULL)
 
 
-def col2im(Gather g, cnp.ndarray cols, cnp.ndarray src, int threads):
-    """The adjoint of `im2col`: adds every number back to where it came from. src must hold zeros."""
+def col2im(Gather g, cnp.ndarray cols, cnp.ndarray src, cnp.ndarray bias, int threads):
+    """The adjoint of `im2col`: every number of src is its channel's bias, or 0, plus all those of cols that come from it."""
     if cnp.PyArray_TYPE(cols) == cnp.NPY_FLOAT32:
-        walk_cols[float](g, src, cols, threads, 1, NULL)
+        walk_cols[float](g, src, cols, bias, True, threads, NULL)
     else:
-        walk_cols[double](g, src, cols, threads, 1, NULL)
+        walk_cols[double](g, src, cols, bias, True, threads, NULL)
 
 
-cdef walk_cols(Gather self, cnp.ndarray src, cnp.ndarray cols, int threads, bint add, real *like):
+cdef walk_cols(Gather self, cnp.ndarray src, cnp.ndarray cols, cnp.ndarray bias, bint add, int threads, real *like):
+    """Either way, planes or pictures side by side; of few pictures, cuts of their channels."""
     cdef Shape *s = &self.s
     cdef real *x = data(src, like)
     cdef real *y = data(cols, like)
-    cdef Py_ssize_t units = s.N if not self.nchw else s.N * s.groups * s.C, i
-    cdef bint parallel = threads > 1 and cols.size > SMALL_WORK
+    cdef real *b = NULL if bias is None else data(bias, like)
+    cdef Py_ssize_t depth = s.groups * s.C, cuts = threads if s.N < threads <= s.C else 1, i, n, cut
+    cdef bint parallel = threads > 1 and cols.size > SMALL_WORK // 16
     with nogil:
-        for i in prange(units, num_threads=threads, schedule="static", use_threads_if=parallel):
-            if self.nchw:
+        if self.nchw:
+            for i in prange(s.N * depth, num_threads=threads, schedule="static", use_threads_if=parallel):
+                if add:
+                    fill(x + i * s.Hs * s.Ws, s.Hs * s.Ws, b + i % depth if b != NULL else NULL, 0)
                 cols_of_plane(s, x + i * s.Hs * s.Ws, y + i * s.T * s.rows * s.cols, add)
-            else:
-                cols_of_picture(s, x + i * s.Hs * s.Ws * s.groups * s.C, y + i * s.rows * s.cols * s.groups * s.C * s.T, add)
+        else:
+            for i in prange(s.N * cuts, num_threads=threads, schedule="static", use_threads_if=parallel):
+                n, cut = i // cuts, i % cuts
+                cols_of_picture(s, x + n * s.Hs * s.Ws * depth, y + n * s.rows * s.cols * depth * s.T, b, add, s.C * cut // cuts,
+                                s.C * (cut + 1) // cuts)
+
+
+cdef inline void fill(real *x, Py_ssize_t n, real *bias, Py_ssize_t step) noexcept nogil:
+    """x[i] = bias[i * step], or 0 without a bias."""
+    cdef Py_ssize_t i
+    if bias == NULL:
+        memset(x, 0, n * sizeof(real))
+    else:
+        for i in range(n):
+            x[i] = bias[i * step]
 
 
 cdef void cols_of_plane(Shape *s, real *plane, real *cols, bint add) noexcept nogil:
@@ -1060,6 +1077,9 @@ cdef void cols_of_plane(Shape *s, real *plane, real *cols, bint add) noexcept no
             if not 0 <= h < s.Hs:
                 if not add:
                     memset(cols, 0, s.cols * sizeof(real))
+            elif add and s.stride_w == 1:
+                for j in range(begin, end):
+                    row[j] += cols[j]
             elif add:
                 for j in range(begin, end):
                     row[j * s.stride_w] += cols[j]
@@ -1070,10 +1090,18 @@ cdef void cols_of_plane(Shape *s, real *plane, real *cols, bint add) noexcept no
             cols += s.cols
 
 
-cdef void cols_of_picture(Shape *s, real *picture, real *cols, bint add) noexcept nogil:
-    cdef Py_ssize_t i, j, g, t, h, w, c
+cdef void cols_of_picture(Shape *s, real *picture, real *cols, real *bias, bint add, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    """Channels lo to hi of every group. Rows that are added to are filled just before, and so are in cache."""
+    cdef Py_ssize_t i, j, g, t, h, w, c, filled = 0
     cdef real *at
-    for i in range(s.rows):
+    for i in range(s.rows + 1):
+        if add:
+            h = least(s.Hs, i * s.stride_h + s.dh[s.T - 1] + 1) if i < s.rows else s.Hs
+            while filled < h:
+                fill_row(s, picture + filled * s.Ws * s.groups * s.C, bias, lo, hi)
+                filled += 1
+        if i == s.rows:
+            break
         for j in range(s.cols):
             for g in range(s.groups):
                 for t in range(s.T):
@@ -1081,10 +1109,16 @@ cdef void cols_of_picture(Shape *s, real *picture, real *cols, bint add) noexcep
                     at = picture + ((h * s.Ws + w) * s.groups + g) * s.C
                     if not (0 <= h < s.Hs and 0 <= w < s.Ws):
                         if not add:
-                            memset(cols, 0, s.C * sizeof(real))
+                            memset(cols + lo, 0, (hi - lo) * sizeof(real))
                     elif add:
-                        for c in range(s.C):
+                        for c in range(lo, hi):
                             at[c] += cols[c]
                     else:
-                        copy(cols, at, s.C, 1)
+                        copy(cols + lo, at + lo, hi - lo, 1)
                     cols += s.C
+
+
+cdef void fill_row(Shape *s, real *row, real *bias, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(s.Ws * s.groups):
+        fill(row + i * s.C + lo, hi - lo, bias + i % s.groups * s.C + lo if bias != NULL else NULL, 1)
