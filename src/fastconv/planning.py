@@ -186,14 +186,14 @@ def _better_turned(p: Problem) -> bool:
     return (1 if strided else 2) <= row <= SHORT_ROW
 
 
-def _turned(p: Problem) -> Job:
-    """A depth-first problem by the depth-last kernels, a few pictures at a time; a weight gradient at once."""
+def _turned(p: Problem, make: Callable[[Problem], Job]) -> Job:
+    """A depth-first problem by the depth-last kernels of a method, a few pictures at a time; a weight gradient at once."""
     turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
     chunk = min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
-    jobs = {n: _direct(p._replace(N=n, nchw=False)) for n in {chunk, p.N % chunk}}
+    jobs = {n: make(p._replace(N=n, nchw=False)) for n in {chunk, p.N % chunk}}
 
     def turned(a: Any, n: int, rows: int, cols: int, out: Any, threads: int) -> Any:
         turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
@@ -226,7 +226,7 @@ def _direct(p: Problem) -> Job:
     if p.groups == p.D1 > 1:
         return _depthwise(p)
     if _better_turned(p):
-        return _turned(p)
+        return _turned(p, _direct)
     if p.direction == "grad_w":
         return _gradient_job(weight_gradient(p, forward_gather(p, every=True)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
@@ -266,6 +266,8 @@ def _columns_bytes(p: Problem) -> int:
 
 def _im2col(p: Problem) -> Job:
     """Columns and their product a few pictures at a time; a weight gradient's at once."""
+    if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and _picture_bytes(p) <= TURNED:
+        return _turned(p, _im2col)  # rows of many channels are added to dx, not rows of few pixels
     conv, depth, (H2, W2) = _kernels.kernel("conv"), p.D1 // p.groups, p.window.size
     taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
     shape = (p.groups, depth, taps, H2, W2) if p.nchw else (H2, W2, p.groups, taps, depth)
@@ -299,7 +301,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-ADDING = {"row": 14, "vector": 8}  # of columns to the picture; depth-first rows are short where this is worth it
+ADDING = 8  # a vector of the columns to dx
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below; with S=2, whose values leave a core's cache sooner:
 STRIDED_MARGIN = 0.62
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
@@ -350,10 +352,9 @@ def _direct_cycles(p: Problem) -> float:
 
 def _im2col_cycles(p: Problem) -> float:
     """Of grad_x: the product has no more rows than dy has pixels, but each of its numbers is added to dx by itself."""
-    (H2, W2), taps, D = p.window.size, p.window.F[0] * p.window.F[1], p.D1 // p.groups
-    rows, vectors = D * H2, H2 * W2 * -(-D * np.dtype(p.dtype).itemsize // _kernels.kernel("conv").VECTOR)
-    adding = ADDING["row"] * rows if p.nchw else ADDING["vector"] * vectors
-    return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + p.N * taps * adding
+    (H2, W2), taps, D = p.window.size, math.prod(p.window.F), p.D1 // p.groups
+    vectors = -(-D * _itemsize(p) // _kernels.kernel("conv").VECTOR)
+    return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + ADDING * p.N * H2 * W2 * taps * vectors
 
 
 def _tiles(p: Problem, m: int) -> int:
@@ -483,7 +484,8 @@ def _im2col_wanted(p: Problem) -> str | None:
         return "1x1 with a stride: a product as small as dy, spread over dx"
     p = _nominal(p)
     cycles, direct = _im2col_cycles(p), _direct_cycles(p)
-    winograd = _winograd_cycles(p, winograd_tile(p)[0]) if _winograd_wanted(p) else math.inf
+    able = _winograd_refuses(p) is None and _winograd_wanted(p)
+    winograd = _winograd_cycles(p, winograd_tile(p)[0]) if able else math.inf
     if cycles < MARGIN * min(direct, winograd):
         return f"dy has few pixels beside dx: it takes about {cycles / direct:.2f} of direct's cycles"
     return None
