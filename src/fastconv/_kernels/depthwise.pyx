@@ -327,6 +327,20 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     return 0
 
 
+cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_ssize_t k, Py_ssize_t taps, Py_ssize_t D,
+                    Py_ssize_t m) noexcept nogil:
+    """dw of one tap and filter k of every channel: the parts' sums, added up in the first one's place."""
+    cdef real *total = sums + (k * taps + tap) * D
+    cdef real *more = total
+    cdef Py_ssize_t _, c
+    for _ in range(1, parts):
+        more += m * taps * D
+        for c in range(D):
+            total[c] += more[c]
+    for c in range(D):
+        dw[(tap * D + c) * m + k] = total[c]
+
+
 cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
                      int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel][tap][channel]."""
@@ -345,9 +359,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
         raise MemoryError
     cdef real *own_sums
     cdef real *first
-    cdef Py_ssize_t item, part, c, C, r, k, t, i, depth
+    cdef Py_ssize_t item, part, c, C, r, k, t, depth
     cdef unsigned int before = 0
-    cdef real total
     cdef Tables *tables
     for item in range(threads):
         make_tables(scratch + item * own, h, v, block * sizeof(real))
@@ -372,14 +385,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
                                  first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
             end_task(before)
-        if not in_place:
-            for t in range(taps):
-                for k in range(m):
-                    for i in range(D):
-                        total = 0
-                        for part in range(parts):
-                            total = total + sums[((part * m + k) * taps + t) * D + i]
-                        dw[(t * D + i) * m + k] = total
+        for item in range(0 if in_place else taps * m):
+            add_parts(dw, sums, parts, item // m, item % m, taps, D, m)
     free(scratch)
     if not in_place:
         free(sums)
