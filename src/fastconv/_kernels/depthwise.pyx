@@ -14,7 +14,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, data, end_task, real, transpose
+from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, copy, data, end_task, prefetch_low, real, transpose
 
 cnp.import_array()
 
@@ -52,6 +52,7 @@ cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
     STREAM = 1 << 24       # bytes of pictures that no cache keeps: results are written past them
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
+    FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
@@ -121,14 +122,26 @@ cdef struct Tables:  # of one thread
     void **tap_w
     void **run_x              # runs of neighbouring taps, likewise
     void **run_w
+    # Pixels a power of two apart fall into few sets of a first-level cache, which do not hold a window: then they are copied, a
+    # block of channels of each, to `spacing` numbers from one to the next, and so are the weights.
+    Py_ssize_t spacing        # or 0
+    void *copies              # [kept][width][spacing]
+    void *weights             # [tap][spacing]
+    void *block               # whose weights these are
 
 
-cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes) noexcept:
+cdef Py_ssize_t spacing_of(Py_ssize_t depth, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
+    """Numbers from a copied pixel to the next, an odd count of cache lines; 0 where pixels are read as they lie."""
+    return ((block * itemsize + 63) // 64 | 1) * 64 // itemsize if depth * itemsize % FEW_SETS == 0 else 0
+
+
+cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing_bytes) noexcept:
     cdef Py_ssize_t kept = h.far - h.near + 1, width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
-    return (sizeof(Tables) + (4 * h.F * v.F + kept * (width + 1)) * sizeof(void *) + pixel_bytes + 63) // 64 * 64
+    cdef Py_ssize_t lists = (sizeof(Tables) + (4 * h.F * v.F + kept * (width + 1)) * sizeof(void *) + pixel_bytes + 63) // 64 * 64
+    return lists + (kept * width + h.F * v.F) * spacing_bytes
 
 
-cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes) noexcept:
+cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing, Py_ssize_t itemsize) noexcept:
     cdef Tables *t = <Tables *> at
     cdef Py_ssize_t taps = h.F * v.F
     t.kept, t.width = h.far - h.near + 1, (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
@@ -137,14 +150,20 @@ cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes) noexce
     t.tap_x = t.table + t.kept * t.width
     t.tap_w, t.run_x, t.run_w = t.tap_x + taps, t.tap_x + 2 * taps, t.tap_x + 3 * taps
     t.zeros = t.run_w + taps
+    t.spacing, t.block = spacing, NULL
+    t.copies = at + tables_bytes(h, v, pixel_bytes, 0)
+    t.weights = <char *> t.copies + t.kept * t.width * spacing * itemsize
     memset(t.row, 0, t.kept * sizeof(void *))
     memset(t.zeros, 0, pixel_bytes)
 
 
-cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number) noexcept nogil:
-    """The table of a row of the picture, from the first pixel that any tap meets."""
+cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number, Py_ssize_t C,
+                      Py_ssize_t ahead) noexcept nogil:
+    """The table of a row of the picture, from the first pixel that any tap meets; where it is copied, the row `ahead` numbers
+    further on is fetched."""
     cdef void **table = t.table + number % t.kept * t.width
-    cdef Py_ssize_t i, begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
+    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), i, c, begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
+    cdef real *to = <real *> t.copies + number % t.kept * t.width * t.spacing
     if t.row[number % t.kept] == row:
         return table
     t.row[number % t.kept] = row
@@ -152,9 +171,24 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
         table[i] = t.zeros
     for i in range(begin, end):
         table[i] = row + (v.near + i) * depth
+        if t.spacing:
+            for c in range((C + line - 1) // line):
+                prefetch_low(<real *> table[i] + ahead + c * line)
+            copy(to + i * t.spacing, <real *> table[i], C, 1)
+            table[i] = to + i * t.spacing
     for i in range(end, t.width):
         table[i] = t.zeros
     return table
+
+
+cdef real *weights_of(Tables *t, real *w, Py_ssize_t depth, Py_ssize_t taps, Py_ssize_t C) noexcept nogil:
+    """A block's weights: as they lie or, if pixels are copied, a copy."""
+    cdef Py_ssize_t i
+    if t.spacing and t.block != w:
+        for i in range(taps):
+            copy(<real *> t.weights + i * t.spacing, w + i * depth, C, 1)
+        t.block = w
+    return <real *> t.weights if t.spacing else w
 
 
 cdef inline void pixels(bint grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
@@ -208,7 +242,7 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
             in_row = row // h.out_step * h.in_step + offset
             if in_row < 0 or in_row >= h.n_in:
                 continue
-            table = pixels_of(t, v, x + in_row * v.n_in * x_depth, x_depth, in_row)
+            table = pixels_of(t, v, x + in_row * v.n_in * x_depth, x_depth, in_row, C, ahead)
             for j in range(v.F):
                 if meets(v, phase, j, &offset):
                     t.tap_x[taps], t.tap_w[taps] = table + offset - v.near, weights + (i * v.F + j) * w_depth
@@ -216,7 +250,7 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
                         t.run_x[runs], t.run_w[runs] = t.tap_x[taps], t.tap_w[taps]
                         runs += 1
                     taps += 1
-        full, fresh = C // lanes * lanes if kind else 0, min(runs, h.in_step) if fetch else 0
+        full, fresh = C // lanes * lanes if kind else 0, 0 if t.spacing or not fetch else min(runs, h.in_step)
         if full:
             pixels(grad, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, v.in_step, 0, full,
                    y + phase * y_depth, v.out_step * y_depth, bias, relu, stream, ahead, 0 if h.back else runs - fresh, fresh,
@@ -274,7 +308,9 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Py_ssize_t met = N * (h.n_in * v.n_in * x_depth + h.n_out * v.n_out * y_depth) * <Py_ssize_t> sizeof(real)
     cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
-    cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1), lists = tables_bytes(h, v, pixel_bytes)
+    cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
+    cdef Py_ssize_t spacing = spacing_of(x_depth, block * (m if back else 1), sizeof(real))
+    cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *by_filter = NULL
@@ -292,7 +328,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef unsigned int before = 0
     cdef Tables *t
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, pixel_bytes)
+        make_tables(scratch + item * own, h, v, pixel_bytes, spacing, sizeof(real))
     with nogil:
         if by_filter is not NULL:  # [filter of its channel][tap][channel]
             interleave(w, K, by_filter, taps, D, m, True)
@@ -311,7 +347,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 image = x + n * h.n_in * v.n_in * x_depth
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
-                    nhwc_row(False, h, v, t, image + c, D, w + c, D, first + c, D, row, C,
+                    nhwc_row(False, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row, C,
                              bias + c if bias is not NULL else NULL, relu, stream, True)
                 elif back:
                     nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
@@ -347,7 +383,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real))
+    cdef Py_ssize_t spacing = spacing_of(D, block, sizeof(real)), w_depth = spacing if m == 1 and spacing else D
+    cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef bint in_place = parts == 1 and m == 1
@@ -363,7 +400,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef unsigned int before = 0
     cdef Tables *tables
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, block * sizeof(real))
+        make_tables(scratch + item * own, h, v, block * sizeof(real), spacing, sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
@@ -371,9 +408,9 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                 tables = <Tables *> (scratch + threadid() * own)
                 part, c = item // blocks, item % blocks * block
                 C = min(block, D - c)
-                own_sums = sums + part * taps * K + c
+                own_sums = <real *> tables.weights if w_depth != D else sums + part * taps * K + c
                 for t in range(taps * m):
-                    memset(own_sums + t * D, 0, C * sizeof(real))
+                    memset(own_sums + t * w_depth, 0, C * sizeof(real))
                 for r in range(rows * part // parts, rows * (part + 1) // parts):
                     first = dy + r * v.n_out * K + c * m
                     depth = D
@@ -382,8 +419,10 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         first = <real *> (scratch + threadid() * own + lists)
                         depth = C
                     for k in range(m):
-                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, D,
+                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, w_depth,
                                  first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
+                for t in range(taps if w_depth != D else 0):
+                    copy(sums + part * taps * K + t * D + c, own_sums + t * w_depth, C, 1)
             end_task(before)
         for item in range(0 if in_place else taps * m):
             add_parts(dw, sums, parts, item // m, item % m, taps, D, m)
@@ -498,7 +537,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
-    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real)), own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
+    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0), own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *by_tap = <real *> malloc((taps + 1) * D * m * sizeof(real))  # [filter of its channel][tap][channel], then biases
     if scratch is NULL or by_tap is NULL:
@@ -513,7 +552,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef unsigned int before = 0
     cdef Tables *t
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, G * sizeof(real))
+        make_tables(scratch + item * own, h, v, G * sizeof(real), 0, sizeof(real))
     with nogil:
         for k in range(m):
             transpose(by_tap + k * taps * D, D, w + k * taps, m * taps, D, taps)
@@ -552,7 +591,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
     """G channels, and a fixed share of the images, at a time."""
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t parts = max(1, min(PARTS // groups, N)), K = D * m, in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out
-    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real))
+    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
     cdef Py_ssize_t own = lists + (in_plane + out_plane + taps * m) * G * sizeof(real)
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *sums = dw if parts == 1 else <real *> malloc(parts * K * taps * sizeof(real))
@@ -569,7 +608,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
     cdef real one
     cdef Tables *t
     for item in range(threads):
-        make_tables(scratch + item * own, h, v, G * sizeof(real))
+        make_tables(scratch + item * own, h, v, G * sizeof(real), 0, sizeof(real))
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()

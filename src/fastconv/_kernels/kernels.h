@@ -10,6 +10,7 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
 #define prefetch(p) __builtin_prefetch(p)
+#define prefetch_low(p) __builtin_prefetch(p, 0, 2) /* into the second-level cache */
 #if defined(__AVX2__) /* whose processors know the instruction, though GCC's levels do not name it */
 #define prefetch_to_write(p) __asm__ volatile("prefetchw %0" ::"m"(*(const char *)(p)))
 #else
@@ -20,6 +21,7 @@
 #define UNROLL
 #define PRAGMA_UNROLL_K
 #define prefetch(p) ((void)0)
+#define prefetch_low(p) ((void)0)
 #define prefetch_to_write(p) ((void)0)
 #endif
 

@@ -12,6 +12,7 @@ cdef extern from "kernels.h" nogil:
         PART_OF_B
         VECTOR_BYTES
     void prefetch(void *p)
+    void prefetch_low(void *p)
     unsigned int begin_task()
     void end_task(unsigned int before)
     enum:
