@@ -23,7 +23,7 @@ from libc.string cimport memset
 from fastconv._kernels.tiles cimport (
     Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
     least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
-    tile_by_table, transpose, write_weights,
+    tile_by_table, tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -237,7 +237,8 @@ cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real
 cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, real *bias, real *dst, bint relu, Py_ssize_t g,
                        Py_ssize_t panel, char *scratch) noexcept nogil:
     """All pixels of some panels of group g, whose weights are packed here, used and forgotten."""
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(pixels, TILE_MR), t, i, m, p, n, rows
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, t, i, m, p, n, rows
+    cdef Py_ssize_t blocks = ceil_div(pixels, pixels_a_tile(s, sizeof(real)))
     cdef Py_ssize_t end = least(z.panels, panel + z.passing), c = 0, first, some
     cdef real **a = <real **> scratch
     cdef real **target = a + blocks * s.T * TILE_MR
@@ -290,8 +291,12 @@ cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pan
             copy(b + i * NR, w + i * s.groups * s.K, cols, 1)
 
 
+cdef inline Py_ssize_t pixels_a_tile(Shape *s, Py_ssize_t itemsize) noexcept nogil:
+    return TILE_MR if s.merged else tile_height(s.stride_w * s.groups * s.C * itemsize)
+
+
 cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, Py_ssize_t itemsize) noexcept nogil:
-    cdef Py_ssize_t blocks = ceil_div(chunk, TILE_MR), runs = s.T // most(1, s.merged)
+    cdef Py_ssize_t blocks = ceil_div(chunk, pixels_a_tile(s, itemsize)), runs = s.T // most(1, s.merged)
     return aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
         strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) * s.C * s.groups * itemsize if s.merged else s.C * itemsize)
 
@@ -307,7 +312,7 @@ cdef Py_ssize_t strip_width(Shape *s) noexcept nogil:
 cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, of the filters in some panels of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, TILE_MR), i, m, first, rows
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, sizeof(real))), i, m, first, rows
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
     cdef real **a = <real **> scratch
     cdef real **c = a + blocks * runs * TILE_MR
@@ -337,7 +342,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
                           real *zeros) noexcept nogil:
     """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
-    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), block, q = lo, end, m, some, depth = s.groups * s.C
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, pixels_a_tile(s, sizeof(real))), block, q = lo, end, m, some, depth = s.groups * s.C
     cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
     for block in range(blocks):
         end = lo + (hi - lo) * (block + 1) // blocks
@@ -606,7 +611,8 @@ cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i
 cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t panel, Py_ssize_t panel_end,
                       Py_ssize_t k, Py_ssize_t k_end, Panels *z, char *scratch) noexcept nogil:
     """Some panels of the grid's pixels, all channels, filters k to k_end of one group."""
-    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, blocks = ceil_div(k_end - k, TILE_MR), i, p, c = 0, some
+    cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, p, c = 0, some
+    cdef Py_ssize_t blocks = ceil_div(k_end - k, tile_height(s.C * (s.window if s.by_taps else s.T) * sizeof(real)))
     cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, n_rows, first
     cdef Piece *pieces = <Piece *> scratch
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
@@ -906,7 +912,8 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
                           bint accumulate) noexcept nogil:
     """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
     cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
-    cdef Py_ssize_t pieces = ceil_div(channels, TILE_MR), depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
+    cdef Py_ssize_t depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
+    cdef Py_ssize_t pieces = ceil_div(channels, tile_height((pixels if z.gaps else plane) * sizeof(real)) if nchw else TILE_MR)
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
     cdef real *at
     cdef real *to[TILE_MR]

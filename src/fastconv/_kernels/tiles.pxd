@@ -90,6 +90,15 @@ cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
     return ceil_div(bytes, 64) * 64
 
 
+cdef enum:
+    ONE_SET = 1 << 12  # bytes: a multiple of it apart, lines fall into one set of a first-level cache, which has 8 ways and more
+
+
+cdef inline Py_ssize_t tile_height(Py_ssize_t apart) noexcept nogil:
+    """Rows of a tile that lie so many bytes apart in A: as many as a set of the cache holds beside B's."""
+    return ceil_div(TILE_MR, 2) if TILE_MR > 8 and apart % ONE_SET == 0 else TILE_MR
+
+
 cdef inline real *data(cnp.ndarray array, real *like) noexcept:
     """Where an array's numbers begin; `like` only names the type."""
     return <real *> cnp.PyArray_DATA(array)

@@ -26,7 +26,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
-    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, transpose, winograd_data, winograd_filter,
+    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data, winograd_filter,
     winograd_result, write_weights,
 )
 
@@ -322,6 +322,8 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
     # The last vector of a phase reaches into the next one, or past the last.
     z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
+    if tile_height(z.C * sizeof(real)) < TILE_MR:
+        z.C += VL
     z.width, z.panels = NR, ceil_div(s.K, NR)
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
     z.u_panel = s.C * NR
