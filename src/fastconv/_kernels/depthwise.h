@@ -211,7 +211,7 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         for (ptrdiff_t r = newest; r < newest + fresh; r++)
             for (ptrdiff_t col = 0; col < m * step; col++)
-                for (ptrdiff_t c = begin; c < end; c += VL) prefetch(((const REAL **)x[r])[col] + ahead + c);
+                for (ptrdiff_t c = begin; c < end; c += VL) prefetch_low(((const REAL **)x[r])[col] + ahead + c);
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
                 for (ptrdiff_t c = begin; c < end; c += VL) prefetch(y + col * y_step + y_ahead + c);
