@@ -214,7 +214,7 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
                 for (ptrdiff_t c = begin; c < end; c += VL) prefetch_low(((const REAL **)x[r])[col] + ahead + c);
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
-                for (ptrdiff_t c = begin; c < end; c += VL) prefetch(y + col * y_step + y_ahead + c);
+                for (ptrdiff_t c = begin; c < end; c += VL) prefetch_low(y + col * y_step + y_ahead + c);
         CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu,
                                        stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
