@@ -302,7 +302,7 @@ INLINE void CAT(dw_meet)(const int step, const REAL *row, const CAT(dw_columns) 
 }
 
 INLINE void CAT(dw_fetch)(const REAL *p, ptrdiff_t pitch, const int rows, const int vectors) {
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) prefetch(p + i * pitch + v * VL);
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) prefetch_low(p + i * pitch + v * VL);
 }
 
 /* A vector of ROWS rows from (begin, o) on of what dw_plane does. */
