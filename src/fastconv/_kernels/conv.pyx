@@ -747,7 +747,7 @@ cdef struct Strips:
     Py_ssize_t source                 # numbers of all that is packed of the source
     Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
     Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
-    Py_ssize_t cuts                   # of the panels, among the threads
+    Py_ssize_t cuts, splits           # of the panels and of the blocks, among the threads
     bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
     bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
@@ -788,8 +788,8 @@ cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
-    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts, rows = s.N * s.rows
-    cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut
+    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts * z.splits, rows = s.N * s.rows
+    cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut, split
     cdef cnp.ndarray sums = memory.empty((0 if z.direct else self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -805,11 +805,12 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            p, g, cut = i // z.cuts // s.groups, i // z.cuts % s.groups, i % z.cuts
+            split, cut = i % z.splits, i // z.splits % z.cuts
+            g, p = i // z.splits // z.cuts % s.groups, i // z.splits // z.cuts // s.groups
             gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), nchw, g,
                           rows * p // self.parts, rows * (p + 1) // self.parts,
                           z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
-                          space + threadid() * scratch)
+                          z.blocks * split // z.splits, z.blocks * (split + 1) // z.splits, space + threadid() * scratch)
         for i in prange(0 if z.direct else s.groups * channel_blocks, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
             g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
@@ -824,6 +825,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     z.panels = ceil_div(s.K, NR)
     z.ld = z.panels * NR
     z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
+    z.splits = most(1, least(z.blocks, 2 * threads // (parts * s.groups * z.cuts) if threads > 1 else 1))
     z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
                   and s.K < IN_PLACE and not (nchw and s.stride_w > 1 and s.cols <= lanes(like) // 2))
     z.gaps = nchw and z.in_place and s.stride_w > 1
@@ -852,9 +854,10 @@ cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
 
 
 cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, bint nchw, Py_ssize_t g, Py_ssize_t row,
-                        Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
-    """Some rows of the grid, counted over the batch, all channels and some panels of filters of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), i, b, rows
+                        Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t block, Py_ssize_t block_end,
+                        char *scratch) noexcept nogil:
+    """Some rows of the grid, counted over the batch, some blocks of channels and some panels of filters of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), i, b, end, rows
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
@@ -862,7 +865,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
     cdef bint accumulate = False
     cdef unsigned int before = begin_task()
     if row == row_end:
-        for i in range(s.T * s.C):
+        for i in range(s.T * s.C if block == 0 else 0):
             memset(total + i * z.ld + panel * NR, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
     while row < row_end:
         rows = least(z.rows, row_end - row)
@@ -871,14 +874,15 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
         else:
             d = packed
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
-        b = 0
-        for i in range(z.blocks if z.in_place else 0):
+        for i in range(block, block_end if z.in_place else block):
             pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
-        while b < z.blocks and not z.in_place:
-            pack_source(s, z, src, x, starts, nchw, g, row, rows, b, least(z.blocks, b + z.blocks_at_once))
-            for i in range(b, least(z.blocks, b + z.blocks_at_once)):
+        b = block
+        while b < block_end and not z.in_place:
+            end = least(block_end, b + z.blocks_at_once)
+            pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
+            for i in range(b, end):
                 gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
-            b += z.blocks_at_once
+            b = end
         row += rows
         accumulate = True
     end_task(before)

@@ -319,7 +319,7 @@ cdef struct Blocks:
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
     cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.n * s.n, rounds
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels
     # The last vector of a phase reaches into the next one, or past the last.
     z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
     if tile_height(z.C * sizeof(real)) < TILE_MR:
@@ -341,7 +341,8 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
         z.tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
-    z.cut = threads > 1 and total < 4 * TILE_MR * threads and s.targets * z.panels >= 2 * threads
+    panels = s.targets * z.panels
+    z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
     rounds = ceil_div(total, z.tiles * (1 if z.cut else threads))
     z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * (1 if z.cut else threads))))
     z.v_step = odd_lines(z.tiles * z.C, like)
