@@ -585,12 +585,17 @@ cdef class WeightGradient:
             weight_gradient[double](self, src, dy, dw, threads, NULL)
 
 
-cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
+cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Corners z
-    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real))
+    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real)), tasks
     z.ld = ceil_div(s.K, NR) * NR
     z.C = least(ceil_div(s.src[0].depth, VL) * VL, 4 * VL)
     z.K = least(z.ld, most(NR, room // z.C // NR * NR))
+    tasks = parts * s.groups * s.sources
+    while tasks * ceil_div(s.src[0].depth, z.C) * ceil_div(z.ld, z.K) < threads and z.C > VL:  # a task for each thread
+        z.C = ceil_div(z.C, 2 * VL) * VL
+    while tasks * ceil_div(s.src[0].depth, z.C) * ceil_div(z.ld, z.K) < threads and z.K > NR:
+        z.K = ceil_div(z.K, 2 * NR) * NR
     z.down, z.across = ceil_div(s.src[0].depth, z.C), ceil_div(z.ld, z.K)
     z.tiles = least(32, s.N * s.tiles_h * s.tiles_w)
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
@@ -602,13 +607,13 @@ cdef Corners plan_corners(Shape *s, real *like) noexcept nogil:
 
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
-    cdef Corners z = plan_corners(s, like)
+    cdef Corners z = plan_corners(s, self.parts, threads, like)
     return self.parts * s.groups * s.F * s.F * s.src[0].depth * z.ld * sizeof(real) + threads * z.scratch
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
-    cdef Corners z = plan_corners(s, like)
+    cdef Corners z = plan_corners(s, self.parts, threads, like)
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth, size = s.F * s.F * C * z.ld, i, p, g, f, c, k
     cdef Py_ssize_t tasks = self.parts * s.groups * s.sources * z.down * z.across, blocks = ceil_div(C, lanes(like))
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
