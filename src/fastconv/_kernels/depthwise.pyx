@@ -162,7 +162,8 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
     """The table of a row of the picture, from the first pixel that any tap meets; where it is copied, the row `ahead` numbers
     further on is fetched."""
     cdef void **table = t.table + number % t.kept * t.width
-    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), i, c, begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
+    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), i, c
+    cdef Py_ssize_t begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
     cdef real *to = <real *> t.copies + number % t.kept * t.width * t.spacing
     if t.row[number % t.kept] == row:
         return table
@@ -347,8 +348,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 image = x + n * h.n_in * v.n_in * x_depth
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
-                    nhwc_row(False, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row, C,
-                             bias + c if bias is not NULL else NULL, relu, stream, True)
+                    nhwc_row(False, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
+                             C, bias + c if bias is not NULL else NULL, relu, stream, True)
                 elif back:
                     nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
                     fold(first + c, D, buffer, v.n_out, C, m)
@@ -419,8 +420,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         first = <real *> (scratch + threadid() * own + lists)
                         depth = C
                     for k in range(m):
-                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D, w_depth,
-                                 first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
+                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
+                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
                 for t in range(taps if w_depth != D else 0):
                     copy(sums + part * taps * K + t * D + c, own_sums + t * w_depth, C, 1)
             end_task(before)
@@ -537,7 +538,8 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
-    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0), own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
+    cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
+    cdef Py_ssize_t own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
     cdef char *scratch = <char *> malloc(threads * own + 64)
     cdef real *by_tap = <real *> malloc((taps + 1) * D * m * sizeof(real))  # [filter of its channel][tap][channel], then biases
     if scratch is NULL or by_tap is NULL:

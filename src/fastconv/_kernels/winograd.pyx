@@ -26,8 +26,8 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
-    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data, winograd_filter,
-    winograd_result, write_weights,
+    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
+    winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
