@@ -47,6 +47,7 @@ LARGE = [
     Problem("large 3x3 stride 2 of pixels 4 KB apart", 1, 7, 9, 512, 20, S=2, P=1),
     Problem("large depthwise of pixels 2 KB apart", 2, 9, 8, 512, 512, P=1, groups=512),
     Problem("large depthwise of pixels 4 KB apart, stride 2", 2, 9, 7, 1024, 1024, S=2, P=1, groups=1024),
+    Problem("large depthwise of pixels 2 KB apart, too many to copy", 1, 3, 200, 512, 512, P=1, groups=512),
     Problem("large depthwise multiplier 2 of pixels 2 KB apart", 1, 6, 7, 512, 1024, P=2, dilation=2, groups=512),
     Problem("large depthwise", 2, 40, 37, 72, 72, P=1, groups=72),
     Problem("large depthwise stride 2", 2, 41, 38, 72, 72, S=2, P=1, groups=72),

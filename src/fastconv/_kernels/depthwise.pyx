@@ -53,6 +53,7 @@ cdef enum:
     STREAM = 1 << 24       # bytes of pictures that no cache keeps: results are written past them
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
+    COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
@@ -130,9 +131,11 @@ cdef struct Tables:  # of one thread
     void *block               # whose weights these are
 
 
-cdef Py_ssize_t spacing_of(Py_ssize_t depth, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
+cdef Py_ssize_t spacing_of(Axis *h, Axis *v, Py_ssize_t depth, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
     """Numbers from a copied pixel to the next, an odd count of cache lines; 0 where pixels are read as they lie."""
-    return ((block * itemsize + 63) // 64 | 1) * 64 // itemsize if depth * itemsize % FEW_SETS == 0 else 0
+    cdef Py_ssize_t kept = h.far - h.near + 1, width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+    cdef Py_ssize_t bytes = ((block * itemsize + 63) // 64 | 1) * 64
+    return bytes // itemsize if depth * itemsize % FEW_SETS == 0 and kept * width * bytes <= COPIES else 0
 
 
 cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing_bytes) noexcept:
@@ -310,7 +313,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
-    cdef Py_ssize_t spacing = spacing_of(x_depth, block * (m if back else 1), sizeof(real))
+    cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real))
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
@@ -384,7 +387,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t spacing = spacing_of(D, block, sizeof(real)), w_depth = spacing if m == 1 and spacing else D
+    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)), w_depth = spacing if m == 1 and spacing else D
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
     cdef char *scratch = <char *> malloc(threads * own + 64)
