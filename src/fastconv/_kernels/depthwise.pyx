@@ -1,6 +1,7 @@
 """Depthwise convolution: each channel has `multiplier` filters of its own. Forward and both gradients.
 
-NHWC works on the picture as it lies, vectors over channels, row by row. NCHW with the common 3x3 window works on each plane as
+NHWC works on the picture as it lies, vectors over channels, row by row; pixels a power of two apart, which no first-level
+cache holds together, are copied first. NCHW with the common 3x3 window works on each plane as
 it lies, vectors along the rows. For other windows small planes are turned over, some channels at a time; large ones are staged,
 padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride deals the plane out
 to stride x stride smaller ones.
@@ -131,15 +132,23 @@ cdef struct Tables:  # of one thread
     void *block               # whose weights these are
 
 
+cdef inline Py_ssize_t kept_rows(Axis *h) noexcept:
+    return h.far - h.near + 1
+
+
+cdef inline Py_ssize_t padded_width(Axis *v) noexcept:
+    return (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+
+
 cdef Py_ssize_t spacing_of(Axis *h, Axis *v, Py_ssize_t depth, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
     """Numbers from a copied pixel to the next, an odd count of cache lines; 0 where pixels are read as they lie."""
-    cdef Py_ssize_t kept = h.far - h.near + 1, width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+    cdef Py_ssize_t kept = kept_rows(h), width = padded_width(v)
     cdef Py_ssize_t bytes = ((block * itemsize + 63) // 64 | 1) * 64
     return bytes // itemsize if depth * itemsize % FEW_SETS == 0 and kept * width * bytes <= COPIES else 0
 
 
 cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing_bytes) noexcept:
-    cdef Py_ssize_t kept = h.far - h.near + 1, width = (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+    cdef Py_ssize_t kept = kept_rows(h), width = padded_width(v)
     cdef Py_ssize_t lists = (sizeof(Tables) + (4 * h.F * v.F + kept * (width + 1)) * sizeof(void *) + pixel_bytes + 63) // 64 * 64
     return lists + (kept * width + h.F * v.F) * spacing_bytes
 
@@ -147,7 +156,7 @@ cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_
 cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing, Py_ssize_t itemsize) noexcept:
     cdef Tables *t = <Tables *> at
     cdef Py_ssize_t taps = h.F * v.F
-    t.kept, t.width = h.far - h.near + 1, (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
+    t.kept, t.width = kept_rows(h), padded_width(v)
     t.row = <void **> (at + sizeof(Tables))
     t.table = t.row + t.kept
     t.tap_x = t.table + t.kept * t.width
