@@ -39,6 +39,11 @@ LARGE = [
     Problem("large 11x11", 1, 13, 12, 150, 9, 11, P=5),
     Problem("large 3x3 of few tiles", 1, 8, 8, 64, 64, P=1),
     Problem("large 3x3 of few tiles and filters", 1, 8, 8, 150, 12, P=1),
+    # Small pictures, which depth-first are turned over, but not their weights; or whose window is the whole picture
+    Problem("large 3x3 stride 2 of a few pixels", 3, 4, 4, 70, 40, S=2, P=1),
+    Problem("large 5x5 of four pixels, some taps unused, grouped", 3, 2, 2, 80, 72, 5, P=2, groups=2),
+    Problem("large 3x3 of one pixel", 2, 1, 1, 150, 70, P=1),
+    Problem("large window as the picture", 3, 4, 5, 40, 70, (4, 5)),
     # Rows of a tile, and pixels of a depthwise window, that would share a set of a first-level cache
     Problem("large 1x1 of pixels 4 KB apart", 2, 5, 6, 1024, 40, 1),
     Problem("large 1x1 to pixels 4 KB apart", 2, 3, 7, 24, 1024, 1),
@@ -110,6 +115,14 @@ def test_every_problem_agrees_with_the_oracle(isa, layout, dtype, method):
     able = [p for p in ALL if can(p, method)]
     assert len(able) > (110 if method == "winograd" else 190)
     assert [m for p in able for m in mistakes(p, expected(p, layout, dtype), method, layout)] == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_weights_for_few_pixels(isa, layout):
+    """More than any cache keeps: they are packed as they are used."""
+    for p in (Problem("dense", 3, 1, 1, 2100, 1030, 1), Problem("grouped", 1, 1, 5, 4200, 1040, 1, groups=2)):
+        faults = list(mistakes(p, expected(p, layout, "float32"), "direct", layout))
+        assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -38,12 +38,24 @@ class Problem(NamedTuple):
     groups: int
     nchw: bool
     dtype: str
+    turned: bool = False  # depth-last pictures of a depth-first problem, whose weights lie as they did
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of direct convolution, 2 for each product; the same in all directions."""
         (H2, W2), (Fh, Fw) = self.window.size, self.window.F
         return 2 * self.N * H2 * W2 * self.K * (self.D1 // self.groups) * Fh * Fw
+
+    @property
+    def filters_first(self) -> bool:
+        """Whether the weights are (K, D1, F, F), not (F, F, D1, K)."""
+        return self.nchw or self.turned
+
+    @property
+    def whole(self) -> bool:
+        """Whether the window is the whole picture."""
+        w = self.window
+        return w.F == (self.H1, self.W1) and w.size == w.dilation == (1, 1) and w.pads == ((0, 0), (0, 0)) and self.groups == 1
 
     @property
     def pointwise(self) -> bool:
@@ -95,7 +107,7 @@ def forward_gather(p: Problem, every: bool = False) -> Any:
     few = not every and not p.nchw and _read_by_rows(p) and taps.shape[1] == Fh * Fw
     return _kernels.kernel("conv").Gather(
         (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw,
-        Fw if few else 0, p.nchw, False,
+        Fw if few else 0, p.nchw, p.filters_first, False,
     )  # fmt: skip
 
 
@@ -122,7 +134,7 @@ def gradient_gathers(p: Problem) -> list[Any]:
     def gather(grid: tuple[int, ...], taps: list[tuple[int, int, int]]) -> Any:
         table = np.array(taps, np.intp).reshape(-1, 3).T.copy()
         sizes = (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target)
-        return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.nchw, True)
+        return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.nchw, p.filters_first, True)
 
     gathers = []
     if len(vertical) * len(horizontal) < min(Sh, target[0]) * min(Sw, target[1]):
@@ -174,8 +186,10 @@ def _picture_bytes(p: Problem) -> int:
 
 def _better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
-    by phases, or panels of pixels from rows of a few."""
+    by phases, or panels of pixels from rows of a few. A single pixel need not be turned."""
     w, strided = p.window, p.window.S != (1, 1)
+    if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
+        return True
     if not p.nchw or w.F == (1, 1) or _picture_bytes(p) > TURNED or p._replace(N=1).flops < SMALL_PICTURE:
         return False
     if p.direction == "grad_w":
@@ -186,28 +200,34 @@ def _better_turned(p: Problem) -> bool:
     return (1 if strided else 2) <= row <= SHORT_ROW
 
 
-def _turned(p: Problem, make: Callable[[Problem], Job]) -> Job:
-    """A depth-first problem by the depth-last kernels of a method, a few pictures at a time; a weight gradient at once."""
+def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
+    """A depth-first problem by the depth-last kernels of a method, a few pictures at a time; a weight gradient at once.
+
+    weights_too: the weights are turned over as well, as a gradient by them is; else the method reads them as they lie.
+    """
     turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
     chunk = min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
-    jobs = {n: make(p._replace(N=n, nchw=False)) for n in {chunk, p.N % chunk}}
+    jobs = {n: make(p._replace(N=n, nchw=False, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def turned(a: Any, n: int, rows: int, cols: int, out: Any, threads: int) -> Any:
+        if rows == 1 or cols == 1:
+            return a
         turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
         return out
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
-        weights = memory.empty((taps, depth, p.K), p.dtype)
-        turn(w, weights, depth, p.K, taps, taps, depth * taps, p.K, depth * p.K, threads)
+        if weights_too:
+            weights = memory.empty((taps, depth, p.K), p.dtype)
+            turn(w, weights, depth, p.K, taps, taps, depth * taps, p.K, depth * p.K, threads)
+            w = weights
         given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
         for first in range(0, p.N, chunk):
-            n = min(chunk, p.N - first)
-            turned(src[first:], n, source, pixels, given, threads)
-            jobs[n].run(given, weights, bias, made, relu, threads)
-            turned(made, n, places, result, dst[first:], threads)
+            n, to = min(chunk, p.N - first), dst[first:] if places == 1 or result == 1 else made
+            jobs[n].run(turned(src[first:], n, source, pixels, given, threads), w, bias, to, relu, threads)
+            turned(to, n, places, result, dst[first:], threads)
 
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         dy = turned(dy, p.N, source, pixels, memory.empty((p.N, pixels, source), p.dtype), threads)
@@ -217,16 +237,38 @@ def _turned(p: Problem, make: Callable[[Problem], Job]) -> Job:
         turn(weights, dw, depth, taps, p.K, p.K, depth * p.K, taps, depth * taps, threads)
 
     def workspace(threads: int) -> int:
-        return chunk * _picture_bytes(p) + taps * depth * p.K * itemsize + jobs[chunk].workspace(threads)
+        weights = taps * depth * p.K * itemsize if weights_too else 0
+        return chunk * _picture_bytes(p) + weights + jobs[chunk].workspace(threads)
 
     return Job(run_gradient if p.direction == "grad_w" else run, workspace)
 
 
+def _dense(p: Problem) -> Job:
+    """Where the window is the whole picture, as in a dense layer: the 1x1 convolution of one deep pixel."""
+    pixels, one = p.H1 * p.W1, Window((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    flat = p._replace(H1=1, W1=1, D1=p.D1 * pixels, window=one, nchw=False, turned=p.nchw)
+    if p.direction == "grad_w" and p.nchw:  # dw is (K, D1): the one that depth-last x would have as gradient of picture dy
+        job = _direct(flat._replace(D1=p.K, K=flat.D1, turned=False))
+        return job._replace(run=lambda dy, x, *rest: job.run(x, dy, *rest))
+    job = _direct(flat)
+    if p.direction != "grad_x":
+        return job
+
+    def grad_x(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
+        if bias is not None:
+            bias = np.repeat(bias, pixels) if p.nchw else np.tile(bias, pixels)
+        job.run(dy, w, bias, dx, relu, threads)
+
+    return job._replace(run=grad_x)
+
+
 def _direct(p: Problem) -> Job:
+    if p.whole and (p.nchw or p.window.F != (1, 1)):
+        return _dense(p)
     if p.groups == p.D1 > 1:
         return _depthwise(p)
     if _better_turned(p):
-        return _turned(p, _direct)
+        return _turned(p, _direct, p.direction == "grad_w")
     if p.direction == "grad_w":
         return _gradient_job(weight_gradient(p, forward_gather(p, every=True)), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
@@ -267,7 +309,7 @@ def _columns_bytes(p: Problem) -> int:
 def _im2col(p: Problem) -> Job:
     """Columns and their product a few pictures at a time; a weight gradient's at once."""
     if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and _picture_bytes(p) <= TURNED:
-        return _turned(p, _im2col)  # rows of many channels are added to dx, not rows of few pixels
+        return _turned(p, _im2col, True)  # rows of many channels are added to dx, not rows of few pixels
     conv, depth, (H2, W2) = _kernels.kernel("conv"), p.D1 // p.groups, p.window.size
     taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
     shape = (p.groups, depth, taps, H2, W2) if p.nchw else (H2, W2, p.groups, taps, depth)
@@ -404,8 +446,8 @@ def _winograd_refuses(p: Problem) -> str | None:
 
 
 def _winograd_wanted(p: Problem) -> str | None:
-    if p.groups == p.D1 > 1:
-        return None  # depthwise has kernels of its own
+    if p.groups == p.D1 > 1 or p.whole:
+        return None  # direct convolution has kernels of its own for these
     p = _nominal(p)
     m, r = winograd_tile(p)
     if not _exact_enough(p, m):
@@ -481,7 +523,7 @@ class Method(NamedTuple):
 
 
 def _im2col_wanted(p: Problem) -> str | None:
-    if p.direction != "grad_x" or p.pointwise or p.groups == p.D1 > 1 or _columns_bytes(p) > COLUMNS:
+    if p.direction != "grad_x" or p.pointwise or p.whole or p.groups == p.D1 > 1 or _columns_bytes(p) > COLUMNS:
         return None
     if p.window.F == (1, 1):
         return "1x1 with a stride: a product as small as dy, spread over dx"
@@ -497,8 +539,8 @@ def _im2col_wanted(p: Problem) -> str | None:
 def _direct_wanted(p: Problem) -> str:
     if p.groups == p.D1 > 1:
         return "depthwise: every channel stands alone"
-    if p.pointwise:
-        return "1x1: a matrix product on the picture as it lies"
+    if p.pointwise or p.whole:
+        return f"{'1x1' if p.pointwise else 'the window is the picture'}: a matrix product on the picture as it lies"
     return "no other method takes fewer cycles"
 
 

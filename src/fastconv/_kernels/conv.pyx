@@ -36,6 +36,7 @@ cdef enum:
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
+    KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
@@ -61,6 +62,8 @@ cdef struct Shape:
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
     bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
+    # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
+    bint across, by_filters
 
 
 @cython.final
@@ -74,22 +77,24 @@ cdef class Gather:
     taps : int64 array (3, T): vertical offset, horizontal offset, index in the window
     window : F_h * F_w
     merged : F_w where the taps are a whole window without dilation and C is small, else 0
-    nchw : depth-first pictures, weights (K, C, F, F); else depth-last, weights (F, F, C, K)
+    nchw : depth-first pictures, else depth-last
+    filters_first : weights (K, C, F, F), as all depth-first pictures have, else (F, F, C, K)
     transposed : the weights are those of the convolution that this one is the gradient of: read with C and K exchanged
     """
     cdef Shape s
     cdef cnp.ndarray taps
-    cdef bint nchw, transposed
+    cdef bint nchw, filters_first, transposed
 
     def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, Py_ssize_t merged, bint nchw,
-                 bint transposed):
+                 bint filters_first, bint transposed):
         cdef Shape *s = &self.s
         s.N, s.groups, s.C, s.K, s.Hs, s.Ws, s.Hd, s.Wd = sizes
         s.rows, s.cols, s.origin_h, s.origin_w, s.step_h, s.step_w, s.stride_h, s.stride_w = grid
-        self.taps, self.nchw, self.transposed = taps, nchw, transposed
+        self.taps, self.nchw, self.filters_first, self.transposed = taps, nchw, filters_first, transposed
         s.T, s.window, s.merged = taps.shape[1], window, merged
         s.dh = <Py_ssize_t *> cnp.PyArray_DATA(taps)
         s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
+        s.across, s.by_filters = transposed != filters_first, filters_first and window > 1
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` needs: packed weights and each thread's scratch."""
@@ -111,7 +116,7 @@ cdef class Gather:
 cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
     cdef Shape *s = &self.s
     if not self.nchw:
-        return aligned(plan_chunks(s, self.transposed, threads, like).packed * sizeof(real))
+        return aligned(plan_chunks(s, threads, like).packed * sizeof(real))
     return aligned(s.groups * s.K * s.C * (s.window if self.transposed else s.T) * sizeof(real)) if repacked(self) else 0
 
 
@@ -129,7 +134,7 @@ cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
     cdef Py_ssize_t packed = packed_bytes(self, threads, like)
     if self.nchw:
         return packed + threads * (plan_planes(&self.s, threads, like).scratch or plan_panels(&self.s, threads, like).scratch)
-    return packed + threads * plan_chunks(&self.s, self.transposed, threads, like).scratch
+    return packed + threads * plan_chunks(&self.s, threads, like).scratch
 
 
 cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -161,17 +166,18 @@ cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
     return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
 
 
-cdef Chunks plan_chunks(Shape *s, bint transposed, int threads, real *like) noexcept nogil:
+cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Chunks z
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
     z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
     z.passing = 0
-    z.in_place = (s.groups == 1 and s.T == s.window and not transposed
+    z.in_place = (s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
                   and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
     z.step = s.K if z.in_place else NR
     if z.in_place:
         z.panel_size = 0
-    elif pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > 4 * L2_SHARE and not s.merged:
+    elif (pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > KEPT
+          and not s.merged and not s.by_filters):
         z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (2 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
@@ -194,17 +200,21 @@ cdef Chunks plan_chunks(Shape *s, bint transposed, int threads, real *like) noex
 cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *b, char *space):
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
-    cdef Chunks z = plan_chunks(s, self.transposed, threads, src)
+    cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
+    cdef Py_ssize_t parts = 1 if s.by_filters else s.T
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     with nogil:
-        for i in prange(0 if z.passing or z.in_place else s.groups * z.panels * s.T, num_threads=threads, schedule="static",
-                        use_threads_if=threads > 1 and z.packed > SMALL_WORK):
-            pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
+        for i in prange(0 if z.passing or z.in_place else s.groups * z.panels * parts, num_threads=threads, schedule="static",
+                        use_threads_if=threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1)):
+            if s.by_filters:
+                pack_taps(self, w, b + i * z.panel_size, i // z.panels, i % z.panels)
+            else:
+                pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
@@ -257,7 +267,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
             e.accumulate, e.relu = t > 0 or c > 0, relu and t == s.T - 1 and c + n == s.C
             i = 0
             while i < n:  # in the order in which the weights lie
-                some = n if self.transposed else 1
+                some = n if s.across else 1
                 for p in range(panel, end):
                     pack_panel(self, w, b + ((p - panel) * (PASSING + 1) + i) * NR, g, p, t, c + i, some)
                 i += some
@@ -274,21 +284,58 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
     end_task(before)
 
 
+cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel) noexcept nogil:
+    """b[t][c][j] = weight of channel c and filter panel*NR + j under tap t, of weights whose taps lie side by side."""
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, c, i, j, n
+    cdef real turned[16 * 32]  # [channel and tap][filter]
+    if cols < NR:
+        memset(b, 0, s.T * s.C * NR * sizeof(real))
+    if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
+        w += (g * s.C * s.K + k) * s.window
+        for c in range(s.C):
+            for t in range(s.T):
+                copy(b + (t * s.C + c) * NR, w + c * s.K * s.window + s.tap[t], cols, s.window)
+        return
+    w += (g * s.K + k) * s.C * s.window  # it is (groups*K, C, F*F)
+    if s.T < s.window:
+        for t in range(s.T):
+            for c in range(0, s.C, 16):
+                n = least(16, s.C - c)
+                for j in range(cols):
+                    copy(turned + j * 16, w + (j * s.C + c) * s.window + s.tap[t], n, s.window)
+                transpose(b + (t * s.C + c) * NR, NR, turned, 16, cols, n)
+        return
+    c = t = i = 0
+    while i < s.C * s.T:
+        n = least(lanes(w), s.C * s.T - i)
+        transpose(turned, NR, w + i, s.C * s.T, cols, n)
+        i += n
+        for j in range(n):
+            copy(b + (t * s.C + c) * NR, turned + j * NR, cols, 1)
+            t += 1
+            if t == s.T:
+                t, c = 0, c + 1
+
+
 cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
                      Py_ssize_t n) noexcept nogil:
     """b[i][j] = weight of channel c + i, i < n, and filter panel*NR + j under tap t; zeros past the last filter."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), i
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), i, row = s.C if s.across else s.K
     if cols < NR:
         memset(b, 0, n * NR * sizeof(real))
-    if self.transposed:  # w is (F*F, K, groups*C) with this gather's K and C
-        transpose(b, NR, w + (s.tap[t] * s.K + k) * s.groups * s.C + g * s.C + c, s.groups * s.C, cols, n)
-    else:                # w is (F*F, C, groups*K)
-        w += (s.tap[t] * s.C + c) * s.groups * s.K + g * s.K + k
-        for i in range(n):
-            prefetch(w + (i + 24) * s.groups * s.K)  # several rows on their way bring more than one
-            prefetch(w + (i + 24) * s.groups * s.K + NR // 2)
-            copy(b + i * NR, w + i * s.groups * s.K, cols, 1)
+    # w is (F*F, C, groups*K), or with C and K exchanged if its gather is transposed; filters first, one tap: (groups*K, C)
+    w += g * s.C * s.K if self.filters_first else s.tap[t] * s.groups * s.C * s.K + g * row
+    row *= 1 if self.filters_first else s.groups
+    if s.across:
+        transpose(b, NR, w + k * row + c, row, cols, n)
+        return
+    w += c * row + k
+    for i in range(n):
+        prefetch(w + (i + 24) * row)  # several rows on their way bring more than one
+        prefetch(w + (i + 24) * row + NR // 2)
+        copy(b + i * NR, w + i * row, cols, 1)
 
 
 cdef inline Py_ssize_t pixels_a_tile(Shape *s, Py_ssize_t itemsize) noexcept nogil:
