@@ -43,6 +43,7 @@ LARGE = [
     Problem("large 3x3 stride 2 of a few pixels", 3, 4, 4, 70, 40, S=2, P=1),
     Problem("large 5x5 of four pixels, some taps unused, grouped", 3, 2, 2, 80, 72, 5, P=2, groups=2),
     Problem("large 3x3 of one pixel", 2, 1, 1, 150, 70, P=1),
+    Problem("large 1x1 of one pixel, grouped", 2, 1, 1, 80, 72, 1, groups=2),
     Problem("large window as the picture", 3, 4, 5, 40, 70, (4, 5)),
     # Rows of a tile, and pixels of a depthwise window, that would share a set of a first-level cache
     Problem("large 1x1 of pixels 4 KB apart", 2, 5, 6, 1024, 40, 1),
