@@ -39,6 +39,8 @@ LARGE = [
     Problem("large 11x11", 1, 13, 12, 150, 9, 11, P=5),
     Problem("large 3x3 of few tiles", 1, 8, 8, 64, 64, P=1),
     Problem("large 3x3 of few tiles and filters", 1, 8, 8, 150, 12, P=1),
+    Problem("large first layer of long rows", 3, 40, 350, 2, 7, P=1),
+    Problem("large first layer of long rows, stride 2, grouped", 2, 41, 330, 4, 10, 5, S=2, P=2, groups=2),
     # Small pictures, which depth-first are turned over, but not their weights; or whose window is the whole picture
     Problem("large 3x3 stride 2 of a few pixels", 3, 4, 4, 70, 40, S=2, P=1),
     Problem("large 5x5 of four pixels, some taps unused, grouped", 3, 2, 2, 80, 72, 5, P=2, groups=2),

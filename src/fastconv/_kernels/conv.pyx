@@ -21,9 +21,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
-    least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_columns, tile_by_rows,
-    tile_by_table, tile_height, transpose, write_weights,
+    DOT_COLS, DOT_ROWS, Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy,
+    data, dot_tile, end_task, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take,
+    tile_and_keep, tile_by_columns, tile_by_rows, tile_by_table, tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -39,6 +39,9 @@ cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
+    DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
+    ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
+    TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
 
 
@@ -530,32 +533,38 @@ cdef struct Planes:
     # cache once for all taps, padded and, S > 1, every S-th column after the other; panels are read from there.
     Py_ssize_t rows, strips           # of the grid in a strip, none if panels are packed; strips of a picture
     Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
-    Py_ssize_t top, left              # least offsets of the taps
+    Py_ssize_t top, left, down        # least offsets of the taps; from the highest tap to the lowest
     Py_ssize_t height, phases, width  # source rows in a strip; sets of columns, and columns in one
     Py_ssize_t scratch
 
 
+cdef void place_planes(Shape *s, Planes *z) noexcept nogil:
+    """How wide a strip is, whatever its rows."""
+    cdef Py_ssize_t last = s.T - 1, right
+    z.top, z.left = least(s.dh[0], s.dh[last]), least(s.dw[0], s.dw[last])
+    z.down, right = most(s.dh[0], s.dh[last]) - z.top, most(s.dw[0], s.dw[last]) - z.left
+    z.step, z.phases = s.stride_h if z.down else 1, s.stride_w if right else 1
+    z.width = s.cols + right // s.stride_w
+
+
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     cdef Planes z
-    cdef Py_ssize_t VL = lanes(like), last = s.T - 1, share = L2_SHARE // <Py_ssize_t> sizeof(real), down, right, row
-    z.rows = z.strips = z.scratch = 0
+    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row
+    memset(&z, 0, sizeof(Planes))
     if s.T == 0 or s.step_h * s.step_w > 1 or s.cols != s.Wd or s.cols < VL or s.C == 0:
         return z
-    z.top, z.left = least(s.dh[0], s.dh[last]), least(s.dw[0], s.dw[last])
-    down, right = most(s.dh[0], s.dh[last]) - z.top, most(s.dw[0], s.dw[last]) - z.left
-    z.step, z.phases = s.stride_h if down else 1, s.stride_w if right else 1
-    z.width = s.cols + right // s.stride_w
+    place_planes(s, &z)
     row = s.C * z.phases * z.width
     # Lanes past a row's end are lost; to pack a source pixel for one more tap would cost as much as PACKING filters.
     if ((ceil_div(s.cols, VL) * VL - s.cols) * s.K * s.T >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
-            or (down + 1) * row > 2 * share):
+            or (z.down + 1) * row > 2 * share):
         return z
-    z.rows = most(1, least(s.rows, (share // row - down) // z.step))
+    z.rows = most(1, least(s.rows, (share // row - z.down) // z.step))
     while z.rows > 1 and s.N * s.groups * ceil_div(s.rows, z.rows) < 4 * threads:
         z.rows = ceil_div(z.rows, 2)
     z.strips = ceil_div(s.rows, z.rows)
     z.rows = ceil_div(s.rows, z.strips)
-    z.height = (z.rows - 1) * z.step + down + 1
+    z.height = (z.rows - 1) * z.step + z.down + 1
     z.scratch = (aligned(s.C * s.T * sizeof(Py_ssize_t)) + aligned(ceil_div(s.K, TILE_MR) * s.T * TILE_MR * sizeof(void *))
                  + aligned((z.height * row + 2 * VL) * sizeof(real)))
     return z
@@ -829,6 +838,9 @@ cdef class WeightGradient:
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Strips z = plan_strips(s, self.forward.nchw, self.parts, threads, like)
+    cdef Dots y = plan_dots(s, self.forward.nchw, self.parts, threads, like)
+    if y.strip.rows:
+        return self.parts * s.groups * y.down * y.across * y.size * sizeof(real) + threads * y.scratch
     return (0 if z.direct else self.parts * s.groups * s.T * s.C * z.ld * sizeof(real)) + threads * strip_bytes(s, &z, like)
 
 
@@ -845,6 +857,10 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
     cdef bint nchw = self.forward.nchw, parallel
+    cdef Dots y = plan_dots(s, nchw, self.parts, threads, like)
+    if y.strip.rows:
+        gradient_by_dots(self, &y, x, d, out, threads)
+        return
     if z.direct:
         total, z.ld = out, s.groups * s.K
         z.stream = (z.rows >= rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(like) == 0
@@ -1072,6 +1088,108 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
                 transpose(x + v * z.block, z.block, row, SIDE_BY_SIDE, channels, some)
                 v += SIDE_BY_SIDE
         x += z.block_size
+
+
+# ---------------------------------------------------------------- grad_w of few channels, depth-first: both as they lie
+cdef struct Dots:
+    # How grad_w goes where depth-first channels are few: neither dy nor the source is turned over. Tiles of DOT_ROWS filters and
+    # DOT_COLS products (a channel's taps) run along the rows of a strip.
+    Planes strip                      # no rows where this does not pay
+    Py_ssize_t pictures, source       # whole pictures at a time, if they fit; numbers of the source's strip in each
+    Py_ssize_t products               # C * T: rows of the source that a filter's dy is multiplied with
+    Py_ssize_t across, down, size     # tiles over them, and over the filters; numbers in one
+    Py_ssize_t cuts, scratch          # of the tiles of filters, among the threads; bytes of a thread
+
+
+cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
+    cdef Dots z
+    cdef Py_ssize_t VL = lanes(like), share = DOT_SHARE // <Py_ssize_t> sizeof(real), row, vectors
+    cdef double turned, along
+    memset(&z, 0, sizeof(Dots))
+    z.products = s.C * s.T
+    if not nchw or s.T < 2 or s.C == 0 or s.cols < VL or s.K == 0:  # a single tap's source is not even packed
+        return z
+    place_planes(s, &z.strip)
+    row = s.C * z.strip.step * z.strip.phases * z.strip.width + DOT_ROWS * s.cols
+    z.strip.rows = least(s.rows, share // row)
+    z.pictures = most(1, share // most(1, row * s.rows))
+    vectors = z.strip.rows * z.pictures * ceil_div(s.cols, VL)
+    # Lanes are lost past the last filter of a vector, or past a row's end.
+    turned = <double> s.cols * (z.products * ceil_div(s.K, VL) * VL + TURNING * s.K) * vectors
+    along = <double> ceil_div(s.cols, VL) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
+    if along >= turned:
+        z.strip.rows = 0
+        return z
+    z.strip.height = (z.strip.rows - 1) * z.strip.step + z.strip.down + 1
+    z.across, z.down, z.size = ceil_div(z.products, DOT_COLS), ceil_div(s.K, DOT_ROWS), ceil_div(DOT_ROWS * DOT_COLS, VL) * VL
+    z.cuts = most(1, least(z.down, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
+    z.source = z.strip.height * s.C * z.strip.phases * z.strip.width
+    z.scratch = aligned(z.products * sizeof(Py_ssize_t)) + aligned((z.pictures * z.source + 2 * VL) * sizeof(real))
+    return z
+
+
+cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *dw, int threads):
+    cdef Shape *s = &self.forward.s
+    cdef Py_ssize_t size = z.down * z.across * z.size, rows = s.N * s.rows, i, p, g, cut
+    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), "f4" if sizeof(real) == 4 else "f8")
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *total = data(sums, src)
+    cdef bint parallel = threads > 1 and <double> rows * s.cols * z.products * s.K * s.groups > SMALL_WORK
+    with nogil:
+        for i in prange(self.parts * s.groups * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, g, p = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
+            dots_task(s, z, src, dy, total + (p * s.groups + g) * size, g, rows * p // self.parts, rows * (p + 1) // self.parts,
+                      z.down * cut // z.cuts, z.down * (cut + 1) // z.cuts, space + threadid() * z.scratch)
+        for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
+            add_dots(s, z, total, s.groups * size, self.parts, i // s.K, i % s.K, dw + i * z.products)
+
+
+cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssize_t g, Py_ssize_t row, Py_ssize_t row_end,
+                    Py_ssize_t tile, Py_ssize_t tile_end, char *scratch) noexcept nogil:
+    """Some rows of the grid, counted over the batch, and some tiles of the filters of group g."""
+    cdef Py_ssize_t *table = <Py_ssize_t *> scratch
+    cdef real *strip = <real *> (scratch + aligned(z.products * sizeof(Py_ssize_t)))
+    cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols, plane = s.Hd * s.Wd
+    cdef Py_ssize_t step = z.strip.step * z.strip.phases * z.strip.width
+    cdef real *a[DOT_ROWS]
+    cdef real *b[DOT_COLS]
+    cdef unsigned int before = begin_task()
+    memset(total + tile * z.across * z.size, 0, (tile_end - tile) * z.across * z.size * sizeof(real))
+    list_products(s, &z.strip, table)
+    while row < row_end:
+        n, i = row // s.rows, row % s.rows
+        rows = least(least(z.strip.rows, s.rows - i), row_end - row)
+        pictures = most(1, least(z.pictures, (row_end - row) // s.rows)) if rows == s.rows else 1
+        for m in range(pictures):
+            copy_planes(s, &z.strip, src + ((n + m) * s.groups + g) * s.C * s.Hs * s.Ws, i, i + rows, strip + m * z.source)
+        for k in range(tile, tile_end):
+            for m in range(DOT_ROWS):  # the last filter again where there are no more
+                a[m] = dy + ((n * s.groups + g) * s.K + least(s.K - 1, k * DOT_ROWS + m)) * plane + i * s.cols
+            for t in range(z.across):
+                first = z.products * t // z.across
+                cols = z.products * (t + 1) // z.across - first
+                for m in range(cols):
+                    b[m] = strip + table[first + m]
+                dot_tile(cols, pictures, rows, s.cols, a, s.groups * s.K * plane, s.cols, b, z.source, step,
+                         total + (k * z.across + t) * z.size)
+        row += rows * pictures
+    end_task(before)
+
+
+cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t part, Py_ssize_t parts, Py_ssize_t g, Py_ssize_t k,
+                   real *to) noexcept nogil:
+    """The parts' sums of filter k of group g, added in order."""
+    cdef Py_ssize_t t, p, first, cols, m
+    cdef real *at
+    for t in range(z.across):
+        first = z.products * t // z.across
+        cols = z.products * (t + 1) // z.across - first
+        at = total + ((g * z.down + k // DOT_ROWS) * z.across + t) * z.size + k % DOT_ROWS * DOT_COLS
+        for m in range(cols):
+            to[first + m] = at[m]
+            for p in range(1, parts):
+                to[first + m] += at[p * part + m]
 
 
 # ---------------------------------------------------------------- the explicit im2col

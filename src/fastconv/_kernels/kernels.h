@@ -53,6 +53,18 @@
 #define PART_OF_B 0
 #endif
 
+/* A tile of sums of products along rows: 24 + 4 + 1 registers of 32, 12 + 3 + 1 of 16. */
+#define DOT_TILES_4(X) X(1) X(2) X(3) X(4)
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define DOT_ROWS 4
+#define DOT_COLS 6
+#define EACH_DOT(X) DOT_TILES_4(X) X(5) X(6)
+#else
+#define DOT_ROWS 3
+#define DOT_COLS 4
+#define EACH_DOT DOT_TILES_4
+#endif
+
 #include "task.h"
 
 /* n numbers at `at`, or n zeros if it is negative, that go to `to`: see pack_pieces in simd.h */

@@ -1,4 +1,4 @@
-/* THE register tile: every product of this library is computed here.
+/* The register tiles: every product of convolution but depthwise is computed here. First, for nearly all of them:
  *
  *     C[m][j] = init + sum over runs u, k < length of  A[u][m](k) * B[u * length + k][j],   m < rows <= MR, j < cols <= NR
  *
@@ -141,3 +141,71 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
 #undef DEFINE_TABLE_TILE
 #undef LIST_TABLE1
 #undef LIST_TABLE2
+
+/* Second, for weight gradients of few channels: products of two sets of rows as they lie, vectors along the rows.
+ *
+ *     c[m * DOT_COLS + n] += sum over u < runs, r < rows, j < length of
+ *                            a[m][u * a_run + r * a_step + j] * b[n][u * b_run + r * b_step + j],  m < DOT_ROWS, n < cols
+ *
+ * The vectors of DOT_ROWS x DOT_COLS sums stay in registers; their lanes are added at the end. c has DOT_SIZE numbers. */
+#define DOT_SIZE ((DOT_ROWS * DOT_COLS + VL - 1) / VL * VL)
+
+/* Lane i of the result is the sum of the lanes of v[i]. */
+INLINE VEC CAT(add_lanes)(VEC v[VL]) {
+#if defined(__GNUC__)
+    UNROLL for (int half = VL / 2; half >= 1; half /= 2)
+        UNROLL for (int i = 0; i < half; i++) v[i] = INTERLEAVE_LOW(v[i], v[i + half]) + INTERLEAVE_HIGH(v[i], v[i + half]);
+    return v[0];
+#else
+    VEC r;
+    for (int i = 0; i < VL; i++) {
+        r.at[i] = 0;
+        for (int j = 0; j < VL; j++) r.at[i] += v[i].at[j];
+    }
+    return r;
+#endif
+}
+
+#define DOT_ARGUMENTS \
+    ptrdiff_t runs, ptrdiff_t rows, ptrdiff_t length, REAL *const *a, ptrdiff_t a_run, ptrdiff_t a_step, \
+    REAL *const *b, ptrdiff_t b_run, ptrdiff_t b_step, REAL *c
+#define DOT_VALUES runs, rows, length, a, a_run, a_step, b, b_run, b_step, c
+INLINE void CAT(dot_body)(const int cols, DOT_ARGUMENTS) {
+    VEC acc[DOT_SIZE], av[DOT_ROWS];
+    UNROLL for (int i = 0; i < DOT_SIZE; i++) acc[i] = CAT(splat)(0);
+    for (ptrdiff_t u = 0, r = 0; u < runs; r = r + 1 < rows ? r + 1 : 0, u += r == 0) {
+        const ptrdiff_t at_a = u * a_run + r * a_step, at_b = u * b_run + r * b_step;
+        ptrdiff_t j = 0;
+        for (; j + VL <= length; j += VL) {
+            UNROLL for (int m = 0; m < DOT_ROWS; m++) av[m] = CAT(load)(a[m] + at_a + j);
+            UNROLL for (int n = 0; n < cols; n++) {
+                const VEC bv = CAT(load)(b[n] + at_b + j);
+                UNROLL for (int m = 0; m < DOT_ROWS; m++) acc[m * DOT_COLS + n] = CAT(fma)(av[m], bv, acc[m * DOT_COLS + n]);
+            }
+        }
+        if (j == length) continue;
+        UNROLL for (int m = 0; m < DOT_ROWS; m++) av[m] = CAT(load_part)(a[m] + at_a + j, length - j);
+        UNROLL for (int n = 0; n < cols; n++) {
+            const VEC bv = CAT(load_part)(b[n] + at_b + j, length - j);
+            UNROLL for (int m = 0; m < DOT_ROWS; m++) acc[m * DOT_COLS + n] = CAT(fma)(av[m], bv, acc[m * DOT_COLS + n]);
+        }
+    }
+    UNROLL for (int i = 0; i < DOT_SIZE; i += VL) {
+        VEC v[VL];
+        UNROLL for (int k = 0; k < VL; k++) v[k] = acc[i + k];
+        CAT(store)(c + i, CAT(add)(CAT(load)(c + i), CAT(add_lanes)(v)));
+    }
+}
+
+#define DEFINE_DOT(n) \
+    static void CAT(dot_##n)(DOT_ARGUMENTS) { CAT(dot_body)(n, DOT_VALUES); }
+EACH_DOT(DEFINE_DOT)
+typedef void (*CAT(dot_function))(DOT_ARGUMENTS);
+#define LIST_DOT(n) CAT(dot_##n),
+static const CAT(dot_function) CAT(dots)[DOT_COLS + 1] = {0, EACH_DOT(LIST_DOT)};
+static inline void CAT(dot_tile)(ptrdiff_t cols, DOT_ARGUMENTS) { CAT(dots)[cols](DOT_VALUES); }
+#undef DEFINE_DOT
+#undef LIST_DOT
+#undef DOT_ARGUMENTS
+#undef DOT_VALUES
+#undef DOT_SIZE
