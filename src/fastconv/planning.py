@@ -376,12 +376,12 @@ def _winograd_cycles(p: Problem, m: int) -> float:
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
         visits = values * D * k * MOVING * (2 + 2 * math.ceil(tiles / _parts(p, m) / 32)) * _parts(p, m)
-        products = values * _product(D, tiles, K, p) * 1.1 + visits
+        products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
         return products + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
     sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets
     transforms = tiles * each + phases * TRANSFORM["filter"] * D * k
-    return values / sources * _product(tiles, sources * D, K, p) + part * transforms
+    return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + part * transforms
 
 
 def _direct_cycles(p: Problem) -> float:
@@ -402,9 +402,21 @@ def _im2col_cycles(p: Problem) -> float:
     return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + ADDING * p.N * H2 * W2 * taps * vectors
 
 
+def _results(p: Problem) -> Pair:
+    """Rows and columns that Winograd's tiles cover."""
+    return (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
+
+
 def _tiles(p: Problem, m: int) -> int:
-    H, W = (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
+    H, W = _results(p)
     return p.N * -(-H // m) * -(-W // m)
+
+
+def _needed(p: Problem, m: int) -> float:
+    """The share of the tiles' values that are multiplied: one or two fewer a side where the picture ends within a tile."""
+    n = m + _phase_extent(p) - 1
+    spared = ((places % m > 0) + (0 < places % m < m - 1) for places in _results(p))
+    return math.prod(1 - s / (n * -(-places // m)) for s, places in zip(spared, _results(p), strict=True) if places)
 
 
 def _phase_extent(p: Problem) -> int:

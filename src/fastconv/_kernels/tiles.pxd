@@ -64,11 +64,13 @@ cdef extern from "kernels.h" nogil:
     void copy_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
-    void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step)
+    void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step, int top,
+                             int left)
     void winograd_result_f32(int n, int m, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
                              float *bias, int relu, int stream)
     void winograd_data_f64(int n, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step)
-    void winograd_filter_f64(int n, int r, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step)
+    void winograd_filter_f64(int n, int r, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step, int top,
+                             int left)
     void winograd_result_f64(int n, int m, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
                              double *bias, int relu, int stream)
 
@@ -207,11 +209,12 @@ cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, r
         winograd_data_f64(n, d, row, col, V, step)
 
 
-cdef inline void winograd_filter(int n, int r, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step) noexcept nogil:
+cdef inline void winograd_filter(int n, int r, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step, int top,
+                                 int left) noexcept nogil:
     if real is float:
-        winograd_filter_f32(n, r, g, row, col, U, step)
+        winograd_filter_f32(n, r, g, row, col, U, step, top, left)
     else:
-        winograd_filter_f64(n, r, g, row, col, U, step)
+        winograd_filter_f64(n, r, g, row, col, U, step, top, left)
 
 
 cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col, real *bias,

@@ -119,11 +119,12 @@ INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t 
     }
 }
 
-/* U = G g G' of one filter, or of one tile of dy */
-INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step) {
+/* U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
+INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step,
+                             int top, int left) {
     VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < r; j++) {
-        UNROLL for (int i = 0; i < r; i++) line[i] = CAT(load)(g + i * row + j * col);
+        UNROLL for (int i = 0; i < r; i++) line[i] = i < top || j < left ? CAT(splat)(0) : CAT(load)(g + i * row + j * col);
         CAT(values_of_filter)(n, r, line, v);
         UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
     }
@@ -160,8 +161,9 @@ static void CAT(winograd_data)(int n, const REAL *d, ptrdiff_t row, ptrdiff_t co
     else if (n == 6) CAT(data_body)(6, d, row, col, V, step);
     else CAT(data_body)(4, d, row, col, V, step);
 }
-static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step) {
-#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step); else
+static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step, int top,
+                                 int left) {
+#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step, top, left); else
     EACH_TILE(FILTER_CASE) {}
 #undef FILTER_CASE
 }

@@ -59,6 +59,14 @@ cdef struct Picture:
 cdef enum:
     PHASES = 4
 
+cdef struct Edge:
+    # The last tile of an axis, if the picture ends within it. Only the first result takes the value at 0, only the last one that
+    # at infinity: a tile that begins a pixel earlier, or ends past the picture, does without, and needs no products there.
+    bint cuts
+    Py_ssize_t shift                  # pixels by which it begins earlier
+    Py_ssize_t first, end             # values that it needs, of n
+
+
 cdef struct Shape:
     Picture src[PHASES]               # x; for grad_x dy
     Picture dst[PHASES]               # y; for grad_x dx
@@ -71,7 +79,16 @@ cdef struct Shape:
     Py_ssize_t tiles_h, tiles_w       # a picture
     # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first.
     Py_ssize_t dead_h, dead_w
+    Edge bottom, right
     bint transposed                   # filters turned round, C and K exchanged: grad_x
+
+
+cdef Edge edge_of(Py_ssize_t places, Py_ssize_t n, Py_ssize_t m) noexcept:
+    """Of an axis with so many results."""
+    cdef Py_ssize_t rest = places % m
+    if rest == 0:
+        return Edge(False, 0, 0, n)
+    return Edge(True, 0, 0, n - 1) if rest == m - 1 else Edge(True, 1, 1, n - 1)
 
 
 cdef Picture phase_of(Py_ssize_t H, Py_ssize_t W, Py_ssize_t depth, Py_ssize_t groups, bint nchw, Py_ssize_t S, Py_ssize_t h,
@@ -108,8 +125,9 @@ cdef class Winograd:
         elif s.S == 2:
             s.sources = PHASES
         s.C, s.K, s.transposed = s.sources * C, K, transposed
-        s.tiles_h = ceil_div(ceil_div(Hd, s.S if transposed else 1), s.m)
-        s.tiles_w = ceil_div(ceil_div(Wd, s.S if transposed else 1), s.m)
+        h, w = ceil_div(Hd, s.S if transposed else 1), ceil_div(Wd, s.S if transposed else 1)
+        s.tiles_h, s.tiles_w = ceil_div(h, s.m), ceil_div(w, s.m)
+        s.bottom, s.right = edge_of(h, s.n, s.m), edge_of(w, s.n, s.m)
         s.dead_h = s.dead_w = s.n - 1
         for f in range(most(s.sources, s.targets)):
             h, w = odd_row(s, f), odd_col(s, f)  # of the taps
@@ -188,29 +206,29 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
                 copy(row + j * VL, source + j * p.col, depth, 1)
 
 
-cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
-                      Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
-    """The other way: what of the patch lies inside the picture is written to it."""
+cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t top,
+                      Py_ssize_t left, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
+    """The other way, from row `top` and column `left` on: what of the patch lies inside the picture is written to it."""
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), right = least(cols, p.W - w), bottom = least(rows, p.H - h)
     cdef Py_ssize_t i, j
     cdef real *target
     cdef real *whole = patch + rows * cols * VL
-    if p.nchw and p.row == p.W == right and p.W < 2 * VL:
-        for i in range(1, bottom):  # close the gaps between short rows, to turn them over all at once
-            for j in range(right):
-                copy(patch + (i * right + j) * VL, patch + (i * cols + j) * VL, VL, 1)
-        transpose(pixel(p, at, n, g, h, 0, c), p.channel, patch, VL, bottom * right, depth)
+    if p.nchw and p.row == p.W == right - left and p.W < 2 * VL:
+        for i in range(top, bottom):  # close the gaps between short rows, to turn them over all at once
+            for j in range(left, right):
+                copy(patch + ((i - top) * p.W + j - left) * VL, patch + (i * cols + j) * VL, VL, 1)
+        transpose(pixel(p, at, n, g, h + top, 0, c), p.channel, patch, VL, (bottom - top) * p.W, depth)
         return
-    for i in range(bottom):
+    for i in range(top, bottom):
         target = pixel(p, at, n, g, h + i, w, c)
         if p.nchw and p.col == 1:
-            transpose(target, p.channel, patch + i * cols * VL, VL, right, depth)
+            transpose(target + left, p.channel, patch + (i * cols + left) * VL, VL, right - left, depth)
         elif p.nchw:
             transpose(whole, cols, patch + i * cols * VL, VL, right, depth)
             for j in range(depth):
-                spread(target + j * p.channel, whole + j * cols, right, p.col)
+                spread(target + j * p.channel + left * p.col, whole + j * cols + left, right - left, p.col)
         else:
-            for j in range(right):
+            for j in range(left, right):
                 copy(target + j * p.col, patch + (i * cols + j) * VL, depth, 1)
 
 
@@ -218,6 +236,8 @@ cdef struct Rectangle:
     # Tiles of one picture: a piece of one row of tiles, or several whole rows.
     Py_ssize_t n, i, j                # picture, first row and first column of tiles
     Py_ssize_t rows, cols
+    Py_ssize_t h, w                   # the result with which the first tile begins
+    Py_ssize_t cut_rows, cut_cols     # 1 if the last row, or column, is cut by the picture's edge
 
 
 cdef inline Rectangle rectangle(Shape *s, Py_ssize_t q, Py_ssize_t q_end) noexcept nogil:
@@ -228,7 +248,61 @@ cdef inline Rectangle rectangle(Shape *s, Py_ssize_t q, Py_ssize_t q_end) noexce
     a.n = q // s.tiles_w // s.tiles_h
     a.cols = least(s.tiles_w - a.j, q_end - q)
     a.rows = 1 if a.cols < s.tiles_w else least(s.tiles_h - a.i, (q_end - q) // s.tiles_w)
+    a.cut_rows = s.bottom.cuts and a.i + a.rows == s.tiles_h
+    a.cut_cols = s.right.cuts and a.j + a.cols == s.tiles_w
+    a.h = a.i * s.m - (s.bottom.shift if a.i == s.tiles_h - 1 else 0)
+    a.w = a.j * s.m - (s.right.shift if a.j == s.tiles_w - 1 else 0)
     return a
+
+
+cdef inline Py_ssize_t row_of(Shape *s, Rectangle *a, Py_ssize_t i) noexcept nogil:
+    """Where row i of the rectangle's tiles begins, from a.h on."""
+    return i * s.m - (s.bottom.shift if 0 < i == s.tiles_h - 1 - a.i else 0)
+
+
+cdef inline Py_ssize_t col_of(Shape *s, Rectangle *a, Py_ssize_t j) noexcept nogil:
+    return j * s.m - (s.right.shift if 0 < j == s.tiles_w - 1 - a.j else 0)
+
+
+cdef struct Slots:
+    # Where a block's tiles lie in V, D and M: those cut on the right alone, those not cut, those cut below alone, and corners.
+    # In this order the tiles that need a value lie side by side, whichever it is.
+    Py_ssize_t right, whole, below, corner, end
+
+
+cdef inline Slots slots_of(Shape *s, Py_ssize_t q, Py_ssize_t q_end) noexcept nogil:
+    """Where each kind begins in a block of tiles q to q_end, and where the last one ends."""
+    cdef Slots z = Slots(0, 0, 0, 0, q_end - q)
+    cdef Rectangle a
+    while q < q_end:
+        a = rectangle(s, q, q_end)
+        z.whole += (a.rows - a.cut_rows) * a.cut_cols
+        z.below += (a.rows - a.cut_rows) * a.cols
+        z.corner += a.rows * a.cols - a.cut_rows * a.cut_cols
+        q += a.rows * a.cols
+    return z
+
+
+cdef inline Py_ssize_t slot(Slots *z, Rectangle *a, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+    """Of tile (i, j) of a rectangle whose first tile of each kind has the slot in z."""
+    if j == a.cols - a.cut_cols:
+        return z.corner if i == a.rows - a.cut_rows else z.right + i
+    return z.below + j if i == a.rows - a.cut_rows else z.whole + i * (a.cols - a.cut_cols) + j
+
+
+cdef inline void pass_by(Slots *z, Rectangle *a) noexcept nogil:
+    """The same for the rectangle after it."""
+    z.right += (a.rows - a.cut_rows) * a.cut_cols
+    z.whole += (a.rows - a.cut_rows) * (a.cols - a.cut_cols)
+    z.below += a.cut_rows * (a.cols - a.cut_cols)
+    z.corner += a.cut_rows * a.cut_cols
+
+
+cdef inline void tiles_with(Shape *s, Slots *z, Py_ssize_t value, Py_ssize_t *lo, Py_ssize_t *hi) noexcept nogil:
+    """The slots of the tiles that need a value."""
+    cdef bint below = s.bottom.first <= value // s.n < s.bottom.end, right = s.right.first <= value % s.n < s.right.end
+    lo[0] = z.right if right else z.whole
+    hi[0] = z.below if not below else z.end if right else z.corner
 
 
 cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexcept nogil:
@@ -240,15 +314,17 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
 cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
                          Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, real *V, Py_ssize_t ld, Py_ssize_t step,
                          real *patch) noexcept nogil:
-    """V[value * step + tile * ld + channel - c] of tiles q to q_end, channels c to c_end: B' d B of the n x n pixels under each
-    tile, or, with r > 0, G d G' of the r x r pixels in it."""
-    cdef Py_ssize_t VL = lanes(at), extra = (r if r else s.n) - s.m, i, j, v, b, h, w, row, col, rows, cols
+    """V[value * step + slot * ld + channel - c] of tiles q to q_end, channels c to c_end: B' d B of the n x n pixels under each
+    tile, or, with r > 0, G d G' of the r x r pixels in it that no tile before it has."""
+    cdef Py_ssize_t VL = lanes(at), extra = (r if r else s.n) - s.m, i, j, v, b, h, w, row, col, rows, cols, above, before
     cdef Rectangle a
+    cdef Slots z = slots_of(s, q, q_end)
     cdef real *d
+    cdef real *of
     cdef real *to
     while q < q_end:
         a = rectangle(s, q, q_end)
-        h, w, rows, cols = a.i * s.m + top, a.j * s.m + left, a.rows * s.m + extra, a.cols * s.m + extra
+        h, w, rows, cols = a.h + top, a.w + left, a.rows * s.m + extra, a.cols * s.m + extra
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
@@ -256,47 +332,49 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
             else:
                 load_patch(p, at, a.n, g, h, w, rows, cols, b, patch)
                 d, col, row = patch, VL, cols * VL
-            to = V + b - c
             for i in range(a.rows):
+                above = s.bottom.shift if i == a.rows - a.cut_rows else 0
                 for j in range(a.cols):
+                    before = s.right.shift if j == a.cols - a.cut_cols else 0
+                    of, to = d + row_of(s, &a, i) * row + col_of(s, &a, j) * col, V + slot(&z, &a, i, j) * ld + b - c
                     if r:
-                        winograd_filter(<int> s.n, r, d + i * s.m * row + j * s.m * col, row, col, to, step)
+                        winograd_filter(<int> s.n, r, of, row, col, to, step, <int> above, <int> before)
                     else:
-                        winograd_data(<int> s.n, d + i * s.m * row + j * s.m * col, row, col, to, step)
-                    to += ld
-        V += a.rows * a.cols * ld
+                        winograd_data(<int> s.n, of, row, col, to, step)
+        pass_by(&z, &a)
         q += a.rows * a.cols
 
 
 cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k,
                             Py_ssize_t k_end, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
                             real *patch) noexcept nogil:
-    """Write filters k to k_end of tiles q to q_end from M[value * step + tile * ld + filter - k]."""
-    cdef Py_ssize_t VL = lanes(dst), i, j, v, b, h, w, row, col, rows, cols
+    """Write filters k to k_end of tiles q to q_end from M[value * step + slot * ld + filter - k]."""
+    cdef Py_ssize_t VL = lanes(dst), i, j, v, b, row, col, rows, cols
     cdef Rectangle a
+    cdef Slots z = slots_of(s, q, q_end)
     cdef real *y
-    cdef real *of
     cdef Py_ssize_t met = s.N * (p.image + s.src[0].image) * <Py_ssize_t> sizeof(real)
     cdef bint direct, stream = met > STREAM and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
-        h, w, rows, cols = a.i * s.m, a.j * s.m, a.rows * s.m, a.cols * s.m
+        rows, cols = a.rows * s.m, a.cols * s.m
         for v in range(ceil_div(k_end - k, VL)):
             b = k + v * VL
-            direct = not p.nchw and b + VL <= p.depth and h + rows <= p.H and w + cols <= p.W
+            direct = (not p.nchw and b + VL <= p.depth and not a.cut_rows and not a.cut_cols and a.h + rows <= p.H
+                      and a.w + cols <= p.W)
             if direct:
-                y, col, row = pixel(p, dst, a.n, g, h, w, b), p.col, p.row
+                y, col, row = pixel(p, dst, a.n, g, a.h, a.w, b), p.col, p.row
             else:
                 y, col, row = patch, VL, cols * VL
-            of = M + b - k
-            for i in range(a.rows):
-                for j in range(a.cols):
-                    winograd_result(<int> s.n, <int> s.m, of, step, y + i * s.m * row + j * s.m * col, row, col,
+            # A tile that begins a pixel earlier is written over there by the tile before it: so the last one comes first.
+            for i in range(a.rows - 1, -1, -1):
+                for j in range(a.cols - 1, -1, -1):
+                    winograd_result(<int> s.n, <int> s.m, M + slot(&z, &a, i, j) * ld + b - k, step,
+                                    y + row_of(s, &a, i) * row + col_of(s, &a, j) * col, row, col,
                                     bias + b if bias != NULL else NULL, relu, direct and stream)
-                    of += ld
             if not direct:
-                store_patch(p, dst, a.n, g, h, w, rows, cols, b, patch)
-        M += a.rows * a.cols * ld
+                store_patch(p, dst, a.n, g, a.h, a.w, a.i * s.m - a.h, a.j * s.m - a.w, rows, cols, b, patch)
+        pass_by(&z, &a)
         q += a.rows * a.cols
 
 
@@ -460,10 +538,10 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     for i in range(n):
         if s.S == 1:
             winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
-                            z.u_step)
+                            z.u_step, 0, 0)
         else:
             pick_taps(s, f, turned + i * taps * VL, some)
-            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step)
+            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step, 0, 0)
 
 
 cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
@@ -498,6 +576,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef real *M = V + values * z.v_step
     cdef real *patch = M + values * z.m_step
     cdef real *own = patch + z.patch
+    cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     for i in range(s.sources):  # one after the other: what follows a phase's last channel is the next one's
         transform_data(s, &s.src[i], s.top[i], s.left[i], 0, src, g, q, q_end, 0, s.src[i].depth, V + i * s.src[i].depth, z.C,
@@ -506,14 +585,14 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
         if not z.channels:
-            multiply(s, z, V, U, M, q_end - q, panel, end, 0, s.C)
+            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C)
         c = 0
         while z.channels and c < s.C:
             c_end = least(s.C, c + z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS)):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS))
-            multiply(s, z, V, own, M, q_end - q, panel, end, c, c_end)
+            multiply(s, z, V, own, M, &slots, panel, end, c, c_end)
             c = c_end
         transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                           least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
@@ -521,11 +600,11 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     end_task(before)
 
 
-cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t tiles, Py_ssize_t panel, Py_ssize_t panel_end,
+cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots, Py_ssize_t panel, Py_ssize_t panel_end,
                    Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
-    """M[value][tile][filter] = sum over channels c to c_end of V[value][tile][channel] * U[value][channel - c][filter], added to
-    what the channels before them gave."""
-    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks = ceil_div(tiles, TILE_MR), lo, hi, width
+    """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel] * U[value][channel - c][filter], added to
+    what the channels before them gave, for the tiles that need the value."""
+    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0)
@@ -533,11 +612,13 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Py_ssize_t ti
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
         hi = most(lo, least(hi, c_end))
+        tiles_with(s, slots, value, &begin, &end)
+        blocks = ceil_div(end - begin, TILE_MR)
         for p in range(panel, panel_end):
             width = NR if s.K - p % z.panels * NR > VL else VL
             for i in range(blocks):
-                first = tiles * i // blocks
-                rows = tiles * (i + 1) // blocks - first
+                first = begin + (end - begin) * i // blocks
+                rows = begin + (end - begin) * (i + 1) // blocks - first
                 for m in range(rows):
                     a[m] = V + value * z.v_step + (first + m) * z.C + lo
                     to[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
@@ -648,13 +729,15 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
     cdef real *D = V + values * z.v_step
     cdef real *M = D + values * z.d_step
     cdef real *patch = M + values * z.m_step
+    cdef Slots slots
     cdef unsigned int before = begin_task()
     memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
         transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, V, z.C, z.v_step, patch)
         transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, D, z.K, z.d_step, patch)
-        add_products(s, z, V, D, M, end - q, f, c_end - c, k_end - k)
+        slots = slots_of(s, q, end)
+        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k)
         q = end
     for i in range(c_end - c):
         for v in range(ceil_div(k_end - k, VL)):
@@ -678,21 +761,23 @@ cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t 
                 copy(result + (h * s.F + w) * tap, some + (i * s.r + j) * VL, VL, 1)
 
 
-cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Py_ssize_t tiles, Py_ssize_t f, Py_ssize_t channels,
+cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *slots, Py_ssize_t f, Py_ssize_t channels,
                        Py_ssize_t filters) noexcept nogil:
-    """M[value][c][k] += sum over tiles of V[value][tile][c] * D[value][tile][k], of the values that phase f has."""
-    cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, blocks = ceil_div(channels, TILE_MR)
+    """M[value][c][k] += sum over slots of V[value][slot][c] * D[value][slot][k], of the values that phase f has and the tiles
+    that need them."""
+    cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, begin, end, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0, 0)
     for value in range(s.n * s.n):
-        for i in range(blocks if lives(s, value, f) else 0):
+        tiles_with(s, slots, value, &begin, &end)
+        for i in range(blocks if begin < end and lives(s, value, f) else 0):
             first = channels * i // blocks
             rows = channels * (i + 1) // blocks - first
-            a = V + value * z.v_step + first
+            a = V + value * z.v_step + begin * z.C + first
             for p in range(ceil_div(filters, NR)):
                 k = p * NR
                 for m in range(rows):
                     c[m] = M + value * z.m_step + (first + m) * z.K + k
-                tile_by_columns(rows, 1, tiles, &a, z.C, D + value * z.d_step + k, z.K, c,
+                tile_by_columns(rows, 1, end - begin, &a, z.C, D + value * z.d_step + begin * z.K + k, z.K, c,
                                 NR if filters - k > NR // 2 else NR // 2, &e)
