@@ -247,12 +247,10 @@ cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py
         return
     for first in range(0, taps, 32):
         last = least(taps, first + 32)
-        for k in range(0, K, 1):
+        for k in range(K):
             if k % VL == 0:
                 for t in range(first, last):
                     transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + k, ld, n, least(VL, K - k))
             row = turned + k % VL * 32 * VL
             to = out + ((g * K + k) * C + c) * taps
-            for i in range(n):
-                for t in range(first, last):
-                    to[i * taps + t] = row[(t - first) * VL + i]
+            transpose(to + first, taps, row, VL, last - first, n)

@@ -26,7 +26,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
-    make_shares, most, prefetch, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
+    make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
     winograd_filter, winograd_result, write_weights,
 )
 
@@ -41,6 +41,7 @@ cdef enum:
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
+    TILES = 48  # in a block of grad_w: its sums pass through a core's first-level cache once for all of them
 
 cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
     """Rounded up to an odd count of cache lines, so that equal places of the n*n values fall into different cache sets."""
@@ -511,6 +512,12 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
     end_task(before)
 
 
+cdef inline void fetch_vector(real *at) noexcept nogil:
+    """Calls for the one or two cache lines that a vector lies on."""
+    prefetch_low(at)
+    prefetch_low(at + lanes(at) - 1)
+
+
 cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
                            Py_ssize_t n) noexcept nogil:
     """The same of VL filters from k on and n channels of phase f."""
@@ -518,6 +525,8 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
     cdef real some[16 * 16]                  # [tap of the phase][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
+    cdef Py_ssize_t row = s.groups * (C if s.transposed else K)  # of depth-last weights: (taps, C or K, row)
+    cdef real *at = w + (k * row + g * C + c if s.transposed else c * row + g * K + k)
     if depth < VL:
         memset(turned, 0, n * taps * VL * sizeof(real))
     if s.dst[0].nchw and not s.transposed:    # w is (groups*K, C, taps)
@@ -529,12 +538,14 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
         for t in range(taps):
             if s.S == 2 and (t // s.F % 2 != odd_row(s, f) or t % s.F % 2 != odd_col(s, f)):
                 continue
-            if s.transposed:                  # w is (taps, K, groups*C)
-                transpose(turned + t * VL, taps * VL, w + (t * K + k) * s.groups * C + g * C + c, s.groups * C, depth, n)
+            if s.transposed:
+                for i in range(depth):
+                    fetch_vector(at + (t * K + i) * row + FILTER_ROWS)
+                transpose(turned + t * VL, taps * VL, at + t * K * row, row, depth, n)
                 continue
-            for i in range(n):                # w is (taps, C, groups*K)
-                prefetch(w + (t * C + c + i + FILTER_ROWS) * s.groups * K + g * K + k)
-                copy(turned + (i * taps + t) * VL, w + (t * C + c + i) * s.groups * K + g * K + k, depth, 1)
+            for i in range(n):
+                fetch_vector(at + (t * C + i + FILTER_ROWS) * row)
+                copy(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth, 1)
     for i in range(n):
         if s.S == 1:
             winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
@@ -669,6 +680,7 @@ cdef class WeightGradient:
 cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Corners z
     cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real)), tasks
+    cdef Py_ssize_t part
     z.ld = ceil_div(s.K, NR) * NR
     z.C = least(ceil_div(s.src[0].depth, VL) * VL, 4 * VL)
     z.K = least(z.ld, most(NR, room // z.C // NR * NR))
@@ -678,7 +690,8 @@ cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) n
     while tasks * ceil_div(s.src[0].depth, z.C) * ceil_div(z.ld, z.K) < threads and z.K > NR:
         z.K = ceil_div(z.K, 2 * NR) * NR
     z.down, z.across = ceil_div(s.src[0].depth, z.C), ceil_div(z.ld, z.K)
-    z.tiles = least(32, s.N * s.tiles_h * s.tiles_w)
+    part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts)
+    z.tiles = most(1, ceil_div(part, most(1, ceil_div(part, TILES))))  # evenly many a block
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
     z.patch = patch_size(s, z.tiles, like)
