@@ -204,6 +204,7 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
         else:
             source = pixel(p, at, n, g, h + i, w, c)
             for j in range(left, right):
+                prefetch_low(source + j * p.col + 2 * VL - 1)  # the next channels
                 copy(row + j * VL, source + j * p.col, depth, 1)
 
 
