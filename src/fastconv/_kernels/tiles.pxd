@@ -63,14 +63,14 @@ cdef extern from "kernels.h" nogil:
                          Py_ssize_t n_pieces, Py_ssize_t step)
     void copy_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
-    void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
+    void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first, int end)
     void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step, int top,
-                             int left)
+                             int left, int first, int end)
     void winograd_result_f32(int n, int m, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
                              float *bias, int relu, int stream)
-    void winograd_data_f64(int n, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step)
+    void winograd_data_f64(int n, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first, int end)
     void winograd_filter_f64(int n, int r, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step, int top,
-                             int left)
+                             int left, int first, int end)
     void winograd_result_f64(int n, int m, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
                              double *bias, int relu, int stream)
 
@@ -202,19 +202,20 @@ cdef inline void pack_pieces(real *dst, Py_ssize_t row_step, real *src, Py_ssize
         pack_pieces_f64(dst, row_step, src, plane, rows, pieces, n_pieces, step)
 
 
-cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step) noexcept nogil:
+cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step, int first,
+                               int end) noexcept nogil:
     if real is float:
-        winograd_data_f32(n, d, row, col, V, step)
+        winograd_data_f32(n, d, row, col, V, step, first, end)
     else:
-        winograd_data_f64(n, d, row, col, V, step)
+        winograd_data_f64(n, d, row, col, V, step, first, end)
 
 
 cdef inline void winograd_filter(int n, int r, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step, int top,
-                                 int left) noexcept nogil:
+                                 int left, int first, int end) noexcept nogil:
     if real is float:
-        winograd_filter_f32(n, r, g, row, col, U, step, top, left)
+        winograd_filter_f32(n, r, g, row, col, U, step, top, left, first, end)
     else:
-        winograd_filter_f64(n, r, g, row, col, U, step, top, left)
+        winograd_filter_f64(n, r, g, row, col, U, step, top, left, first, end)
 
 
 cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col, real *bias,

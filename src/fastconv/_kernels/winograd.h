@@ -105,8 +105,8 @@ INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
     y[m - 1] = CAT(add)(y[m - 1], v[n - 1]);
 }
 
-/* V = B' d B of one tile: d[i * row + j * col], V[(i * n + j) * step] */
-INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
+/* V = B' d B of one tile, rows first to end of it: d[i * row + j * col], V[(i * n + j) * step] */
+INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first, int end) {
     VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < n; j++) {
         UNROLL for (int i = 0; i < n; i++) line[i] = CAT(load)(d + i * row + j * col);
@@ -114,14 +114,15 @@ INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t 
         UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
     }
     UNROLL for (int i = 0; i < n; i++) {
+        if (i < first || i >= end) continue;
         CAT(values_of_data)(n, half[i], v);
         UNROLL for (int j = 0; j < n; j++) CAT(store)(V + (i * n + j) * step, v[j]);
     }
 }
 
-/* U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
+/* The same rows of U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
 INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step,
-                             int top, int left) {
+                             int top, int left, int first, int end) {
     VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < r; j++) {
         UNROLL for (int i = 0; i < r; i++) line[i] = i < top || j < left ? CAT(splat)(0) : CAT(load)(g + i * row + j * col);
@@ -129,6 +130,7 @@ INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t 
         UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
     }
     UNROLL for (int i = 0; i < n; i++) {
+        if (i < first || i >= end) continue;
         CAT(values_of_filter)(n, r, half[i], v);
         UNROLL for (int j = 0; j < n; j++) CAT(store)(U + (i * n + j) * step, v[j]);
     }
@@ -156,14 +158,14 @@ INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t 
 
 /* Every F(m x m, r x r) that is made, and as F(r x r, m x m) for the gradient by the filter: n, and r or m. */
 #define EACH_TILE(X) X(8, 7) X(8, 5) X(8, 4) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
-static void CAT(winograd_data)(int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
-    if (n == 8) CAT(data_body)(8, d, row, col, V, step);
-    else if (n == 6) CAT(data_body)(6, d, row, col, V, step);
-    else CAT(data_body)(4, d, row, col, V, step);
+static void CAT(winograd_data)(int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first, int end) {
+    if (n == 8) CAT(data_body)(8, d, row, col, V, step, first, end);
+    else if (n == 6) CAT(data_body)(6, d, row, col, V, step, first, end);
+    else CAT(data_body)(4, d, row, col, V, step, first, end);
 }
 static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step, int top,
-                                 int left) {
-#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step, top, left); else
+                                 int left, int first, int end) {
+#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step, top, left, first, end); else
     EACH_TILE(FILTER_CASE) {}
 #undef FILTER_CASE
 }

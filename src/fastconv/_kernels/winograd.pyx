@@ -38,6 +38,7 @@ cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
     FEW_TILES = 36  # for which it takes longer to fetch filters from another core's cache than to transform them
+    LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
@@ -146,10 +147,12 @@ cdef class Winograd:
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: transformed filters and each thread's scratch."""
+        threads = team(&self.s, threads)
         return forward_bytes[float](self, threads, NULL) if itemsize == 4 else forward_bytes[double](self, threads, NULL)
 
     def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
         """Write dst; bias may be None."""
+        threads = team(&self.s, threads)
         if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
             forward[float](self, src, w, bias, dst, relu, threads, NULL)
         else:
@@ -314,10 +317,10 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
 
 
 cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
-                         Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, real *V, Py_ssize_t ld, Py_ssize_t step,
-                         real *patch) noexcept nogil:
-    """V[value * step + slot * ld + channel - c] of tiles q to q_end, channels c to c_end: B' d B of the n x n pixels under each
-    tile, or, with r > 0, G d G' of the r x r pixels in it that no tile before it has."""
+                         Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, int first, int end, real *V, Py_ssize_t ld,
+                         Py_ssize_t step, real *patch) noexcept nogil:
+    """V[value * step + slot * ld + channel - c] of tiles q to q_end, channels c to c_end and rows first to end of the values:
+    B' d B of the n x n pixels under each tile, or, with r > 0, G d G' of the r x r pixels in it that no tile before it has."""
     cdef Py_ssize_t VL = lanes(at), extra = (r if r else s.n) - s.m, i, j, v, b, h, w, row, col, rows, cols, above, before
     cdef Rectangle a
     cdef Slots z = slots_of(s, q, q_end)
@@ -340,9 +343,9 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
                     before = s.right.shift if j == a.cols - a.cut_cols else 0
                     of, to = d + row_of(s, &a, i) * row + col_of(s, &a, j) * col, V + slot(&z, &a, i, j) * ld + b - c
                     if r:
-                        winograd_filter(<int> s.n, r, of, row, col, to, step, <int> above, <int> before)
+                        winograd_filter(<int> s.n, r, of, row, col, to, step, <int> above, <int> before, first, end)
                     else:
-                        winograd_data(<int> s.n, of, row, col, to, step)
+                        winograd_data(<int> s.n, of, row, col, to, step, first, end)
         pass_by(&z, &a)
         q += a.rows * a.cols
 
@@ -392,14 +395,20 @@ cdef struct Blocks:
     Py_ssize_t patch
     Py_ssize_t scratch                # bytes a thread
     bint cut                          # the filters among the threads, not the tiles
+    int shares                        # of the values, by rows, one for each thread: of few tiles and one panel there is no other cut
     # U may be too large for the shared cache: then each task transforms the filters that it needs, so many channels at a time.
     Py_ssize_t channels               # 0: U is transformed once for all
+
+
+cdef int team(Shape *s, int threads) noexcept nogil:
+    """Threads that the work is worth."""
+    return threads if <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK else 1
 
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
     cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.n * s.n, rounds
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels, alone
     # The last vector of a phase reaches into the next one, or past the last.
     z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
     if tile_height(z.C * sizeof(real)) < TILE_MR:
@@ -409,8 +418,11 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.u_panel = s.C * NR
     z.u_step = odd_lines(s.targets * z.panels * z.u_panel, like)
     z.channels = 0
+    panels = s.targets * z.panels
+    z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
+    z.shares = least(threads, s.n) if panels == s.groups == 1 and total < LONE_TILES * threads else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
-            or threads > 1 and z.panels == 1 and total <= FEW_TILES):
+            or threads > 1 and total <= FEW_TILES and (z.cut or z.panels == 1)):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
         z.channels = least(s.C, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
@@ -421,10 +433,9 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
         z.tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
-    panels = s.targets * z.panels
-    z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
-    rounds = ceil_div(total, z.tiles * (1 if z.cut else threads))
-    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * (1 if z.cut else threads))))
+    alone = 1 if z.cut or z.shares > 1 else threads
+    rounds = ceil_div(total, z.tiles * alone)
+    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * alone)))
     z.v_step = odd_lines(z.tiles * z.C, like)
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
     z.patch = patch_size(s, z.tiles, like)
@@ -432,10 +443,15 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
+cdef inline Py_ssize_t shared_numbers(Shape *s, Blocks *z) noexcept nogil:
+    """Of one group's U, or of an M to which each thread gives its share of the values."""
+    return s.n * s.n * (z.m_step if z.shares > 1 else 0 if z.channels else z.u_step)
+
+
 cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
-    cdef Py_ssize_t shared = 0 if z.channels else s.n * s.n * z.u_step
+    cdef Py_ssize_t shared = shared_numbers(s, &z)
     return s.groups * (shared + z.panels * z.width) * sizeof(real) + threads * z.scratch
 
 
@@ -448,7 +464,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef Py_ssize_t panels = s.targets * z.panels
     # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
     cdef Py_ssize_t cuts = threads if z.cut else 1
-    cdef Py_ssize_t shared = 0 if z.channels else values * z.u_step  # numbers of U, one group's
+    cdef Py_ssize_t shared = shared_numbers(s, &z)
     cdef cnp.ndarray filters = memory.empty((s.groups * (shared + z.panels * NR),), dst.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -458,19 +474,27 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef real *x = data(src, like)
     cdef real *y = data(dst, like)
     cdef real *weights = data(w, like)
-    cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * values > SMALL_WORK
+    cdef bint parallel = threads > 1
     cdef Share shares[SHARES]
+    cdef unsigned int before
     with nogil:
-        for i in prange(s.groups * panels * groups_of_rows if shared else 0, num_threads=threads, schedule="static",
+        for i in prange(0 if z.channels else s.groups * panels * groups_of_rows, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
             g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
             transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
-                              least(s.C, cut + FILTER_ROWS))
+                              least(s.C, cut + FILTER_ROWS), 0, <int> s.n)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, block = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.K + block] if block < s.K else 0
-        if cuts > 1:
+        if z.shares > 1:
+            for i in prange(z.shares, num_threads=threads, schedule="static", use_threads_if=parallel):
+                multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.n * i // z.shares),
+                               <int> (s.n * (i + 1) // z.shares), space + threadid() * z.scratch)
+            before = begin_task()
+            transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
+            end_task(before)
+        elif cuts > 1:
             for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
         else:
@@ -487,15 +511,16 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     cdef Py_ssize_t cut = i // s.groups // blocks
     if not z.channels:
         U += g * s.n * s.n * z.u_step
-    multiply_block(s, z, src, w, U, biases + g * z.panels * z.width if biases != NULL else NULL,
-                   dst, relu, g, total * block // blocks, total * (block + 1) // blocks, s.targets * z.panels * cut // cuts,
-                   s.targets * z.panels * (cut + 1) // cuts, scratch)
+    multiply_block(s, z, src, w, U, <real *> scratch + s.n * s.n * z.v_step,
+                   biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
+                   total * (block + 1) // blocks, s.targets * z.panels * cut // cuts, s.targets * z.panels * (cut + 1) // cuts,
+                   0, <int> s.n, scratch)
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
-                            Py_ssize_t c_end) noexcept nogil:
-    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS), counted over the source phases, and one
-    panel of filters, counted over the target phases."""
+                            Py_ssize_t c_end, int first, int end) noexcept nogil:
+    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS), counted over the source phases, one
+    panel of filters, counted over the target phases, and rows first to end of the values."""
     cdef Py_ssize_t VL = lanes(w), C = s.src[0].depth, f, k, n, v, half
     cdef unsigned int before = begin_task()
     while c < c_end:
@@ -504,7 +529,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
         for half in range(z.width // VL):
             k = panel % z.panels * z.width + half * VL
             if k < s.K:
-                transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n)
+                transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n, first, end)
             else:
                 for v in range(s.n * s.n * n):
                     memset(U + v // n * z.u_step + v % n * z.width + half * VL, 0, VL * sizeof(real))
@@ -520,7 +545,7 @@ cdef inline void fetch_vector(real *at) noexcept nogil:
 
 
 cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
-                           Py_ssize_t n) noexcept nogil:
+                           Py_ssize_t n, int first, int end) noexcept nogil:
     """The same of VL filters from k on and n channels of phase f."""
     cdef Py_ssize_t VL = lanes(w), taps = s.F * s.F, C = s.src[0].depth, K = s.K, depth = least(VL, K - k), i, t
     cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
@@ -550,10 +575,10 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     for i in range(n):
         if s.S == 1:
             winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
-                            z.u_step, 0, 0)
+                            z.u_step, 0, 0, first, end)
         else:
             pick_taps(s, f, turned + i * taps * VL, some)
-            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step, 0, 0)
+            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step, 0, 0, first, end)
 
 
 cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
@@ -580,47 +605,49 @@ cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
     return not (odd_row(s, f) and value // s.n == s.dead_h or odd_col(s, f) and value % s.n == s.dead_w)
 
 
-cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *bias, real *dst, bint relu, Py_ssize_t g,
-                         Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
-    """Tiles q to q_end of all pictures, some panels of filters of group g."""
+cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *M, real *bias, real *dst, bint relu, Py_ssize_t g,
+                         Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, int first, int last,
+                         char *scratch) noexcept nogil:
+    """Tiles q to q_end of all pictures, some panels of filters of group g, all rows of the values, or first to last of them: then
+    they stay in M."""
     cdef Py_ssize_t NR = z.width, values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i, target
     cdef real *V = <real *> scratch
-    cdef real *M = V + values * z.v_step
-    cdef real *patch = M + values * z.m_step
+    cdef real *patch = V + values * (z.v_step + z.m_step)
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     for i in range(s.sources):  # one after the other: what follows a phase's last channel is the next one's
-        transform_data(s, &s.src[i], s.top[i], s.left[i], 0, src, g, q, q_end, 0, s.src[i].depth, V + i * s.src[i].depth, z.C,
-                       z.v_step, patch)
+        transform_data(s, &s.src[i], s.top[i], s.left[i], 0, src, g, q, q_end, 0, s.src[i].depth, first, last,
+                       V + i * s.src[i].depth, z.C, z.v_step, patch)
     while panel < panel_end:
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
         if not z.channels:
-            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C)
+            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C, first, last)
         c = 0
         while z.channels and c < s.C:
             c_end = least(s.C, c + z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS)):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
-                                  least(c_end, c + (i + 1) * FILTER_ROWS))
-            multiply(s, z, V, own, M, &slots, panel, end, c, c_end)
+                                  least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
+            multiply(s, z, V, own, M, &slots, panel, end, c, c_end, first, last)
             c = c_end
-        transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
-                          least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
+        if last - first == s.n:
+            transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
+                              least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
         panel = end
     end_task(before)
 
 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots, Py_ssize_t panel, Py_ssize_t panel_end,
-                   Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+                   Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t first_row, Py_ssize_t last_row) noexcept nogil:
     """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel] * U[value][channel - c][filter], added to
-    what the channels before them gave, for the tiles that need the value."""
+    what the channels before them gave, for some rows of the values and the tiles that need them."""
     cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0)
-    for value in range(s.n * s.n):
+    for value in range(first_row * s.n, last_row * s.n):
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
         hi = most(lo, least(hi, c_end))
@@ -748,8 +775,10 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
     memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
-        transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, V, z.C, z.v_step, patch)
-        transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, D, z.K, z.d_step, patch)
+        transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, 0, <int> s.n, V, z.C, z.v_step,
+                       patch)
+        transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, 0, <int> s.n, D, z.K, z.d_step,
+                       patch)
         slots = slots_of(s, q, end)
         add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k)
         q = end
