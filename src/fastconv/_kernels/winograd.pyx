@@ -37,7 +37,6 @@ cnp.import_array()
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
-    FEW_TILES = 36  # for which it takes longer to fetch filters from another core's cache than to transform them
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
     CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
@@ -396,7 +395,8 @@ cdef struct Blocks:
     Py_ssize_t scratch                # bytes a thread
     bint cut                          # the filters among the threads, not the tiles
     int shares                        # of the values, by rows, one for each thread: of few tiles and one panel there is no other cut
-    # U may be too large for the shared cache: then each task transforms the filters that it needs, so many channels at a time.
+    # U may be too large for the shared cache, or a thread may have one block only, and it takes longer to fetch filters from another
+    # core's cache than to transform them: then each task transforms the filters that it needs, so many channels at a time.
     Py_ssize_t channels               # 0: U is transformed once for all
 
 
@@ -422,7 +422,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
     z.shares = least(threads, s.n) if panels == s.groups == 1 and total < LONE_TILES * threads else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
-            or threads > 1 and total <= FEW_TILES and (z.cut or z.panels == 1)):
+            or z.cut and total <= 4 * TILE_MR or threads > 1 and z.panels == 1 and total <= 4 * TILE_MR * threads):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
         z.channels = least(s.C, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
