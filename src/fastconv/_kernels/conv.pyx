@@ -877,7 +877,8 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
         for i in prange(0 if z.direct else s.groups * channel_blocks, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
             g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
-            write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut)
+            write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut,
+                          least(s.C, cut + lanes(like)), 0, s.K)
 
 
 cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:

@@ -227,31 +227,32 @@ cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y
 
 
 cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,
-                               Py_ssize_t K, Py_ssize_t groups, real *out, bint nchw, Py_ssize_t g, Py_ssize_t c) noexcept nogil:
-    """A weight gradient's last step, for VL channels from c on of group g: add the parts in order, put them in place.
+                               Py_ssize_t K, Py_ssize_t groups, real *out, bint nchw, Py_ssize_t g, Py_ssize_t c,
+                               Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end) noexcept nogil:
+    """A weight gradient's last step, for channels c to c_end and filters k to k_end of group g: add the parts in order, put them in
+    place.
 
     sums[part * size + (tap * C + channel) * ld + filter] becomes out[tap][channel][g, filter], or out[g, filter][channel][tap].
+    k is a multiple of VL.
     """
-    cdef Py_ssize_t VL = lanes(sums), n = least(VL, C - c), t, i, k, p, first, last
+    cdef Py_ssize_t VL = lanes(sums), n, t, i, j, p, first, last
     cdef real turned[16 * 32 * 16]  # [filter][tap][channel] of VL filters and up to 32 taps
     cdef real *row
-    cdef real *to
     for t in range(taps):
-        for i in range(c, c + n):
+        for i in range(c, c_end):
             row = sums + (t * C + i) * ld
             for p in range(1, parts):
-                for k in range(K):
-                    row[k] += row[p * size + k]
+                for j in range(k, k_end):
+                    row[j] += row[p * size + j]
             if not nchw:
-                copy(out + ((t * C + i) * groups + g) * K, row, K, 1)
-    if not nchw:
-        return
-    for first in range(0, taps, 32):
-        last = least(taps, first + 32)
-        for k in range(K):
-            if k % VL == 0:
-                for t in range(first, last):
-                    transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + k, ld, n, least(VL, K - k))
-            row = turned + k % VL * 32 * VL
-            to = out + ((g * K + k) * C + c) * taps
-            transpose(to + first, taps, row, VL, last - first, n)
+                copy(out + ((t * C + i) * groups + g) * K + k, row + k, k_end - k, 1)
+    while nchw and c < c_end:
+        n = least(VL, c_end - c)
+        for first in range(0, taps, 32):
+            last = least(taps, first + 32)
+            for j in range(k, k_end):
+                if j % VL == 0:
+                    for t in range(first, last):
+                        transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + j, ld, n, least(VL, k_end - j))
+                transpose(out + ((g * K + j) * C + c) * taps + first, taps, turned + j % VL * 32 * VL, VL, last - first, n)
+        c += VL

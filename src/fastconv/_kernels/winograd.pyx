@@ -677,12 +677,14 @@ cdef inline void living_channels(Shape *s, Py_ssize_t value, Py_ssize_t target, 
 # ---------------------------------------------------------------- grad_w
 cdef struct Corners:
     # A task of grad_w holds the sums of a corner of channels x filters for all values.
-    Py_ssize_t C, K                   # its sides
-    Py_ssize_t across, down           # corners along the filters and along the channels of a phase
+    Py_ssize_t C, K                   # the largest one's sides
+    Py_ssize_t vectors, down          # of the channels of a phase, and corners along them
+    Py_ssize_t panels, across, width  # of the filters of a group, corners along them, and filters in a panel
     Py_ssize_t tiles                  # in a block
     Py_ssize_t v_step, d_step, m_step
     Py_ssize_t ld                     # K of one group rounded up to whole panels
     Py_ssize_t patch, scratch
+    bint whole                        # a corner's sums are final, and written at once
 
 
 @cython.final
@@ -707,18 +709,21 @@ cdef class WeightGradient:
 
 cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Corners z
-    cdef Py_ssize_t VL = lanes(like), NR = 2 * VL, values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real)), tasks
-    cdef Py_ssize_t part
-    z.ld = ceil_div(s.K, NR) * NR
-    z.C = least(ceil_div(s.src[0].depth, VL) * VL, 4 * VL)
-    z.K = least(z.ld, most(NR, room // z.C // NR * NR))
-    tasks = parts * s.groups * s.sources
-    while tasks * ceil_div(s.src[0].depth, z.C) * ceil_div(z.ld, z.K) < threads and z.C > VL:  # a task for each thread
-        z.C = ceil_div(z.C, 2 * VL) * VL
-    while tasks * ceil_div(s.src[0].depth, z.C) * ceil_div(z.ld, z.K) < threads and z.K > NR:
-        z.K = ceil_div(z.K, 2 * NR) * NR
-    z.down, z.across = ceil_div(s.src[0].depth, z.C), ceil_div(z.ld, z.K)
-    part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts)
+    cdef Py_ssize_t VL = lanes(like), values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real))
+    cdef Py_ssize_t tasks = parts * s.groups * s.sources, part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts)
+    z.whole = parts == s.sources == 1
+    z.width = VL if s.K <= VL else 2 * VL
+    z.vectors, z.panels = most(1, ceil_div(s.src[0].depth, VL)), most(1, ceil_div(s.K, z.width))
+    z.ld = z.panels * z.width
+    z.down = ceil_div(z.vectors, 4)
+    z.across = ceil_div(z.panels, most(1, room // (least(4, z.vectors) * VL) // z.width))
+    # A task for each thread, and none left over.
+    while z.down < z.vectors and (tasks * z.down * z.across < threads
+                                  or tasks * z.down * z.across < 4 * threads and tasks * z.down * z.across % threads):
+        z.down += 1
+    while z.across < z.panels and tasks * z.down * z.across < threads:
+        z.across += 1
+    z.C, z.K = ceil_div(z.vectors, z.down) * VL, ceil_div(z.panels, z.across) * z.width
     z.tiles = most(1, ceil_div(part, most(1, ceil_div(part, TILES))))  # evenly many a block
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
@@ -737,7 +742,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth, size = s.F * s.F * C * z.ld, i, p, g, f, c, k
-    cdef Py_ssize_t tasks = self.parts * s.groups * s.sources * z.down * z.across, blocks = ceil_div(C, lanes(like))
+    cdef Py_ssize_t tasks = self.parts * s.groups * s.sources * z.down * z.across
     cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
     cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -748,21 +753,24 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK
     with nogil:
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            k, c = i % z.across * z.K, i // z.across % z.down * z.C
+            k, c = i % z.across, i // z.across % z.down
             f, g = i // z.across // z.down % s.sources, i // z.across // z.down // s.sources % s.groups
             p = i // z.across // z.down // s.sources // s.groups
-            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, g, f, c, least(C, c + z.C), k, least(s.K, k + z.K),
-                       total * p // self.parts, total * (p + 1) // self.parts, space + threadid() * z.scratch)
-        for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
-            g, c = i // blocks, i % blocks * lanes(like)
+            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, out, g, f, z.vectors * c // z.down * lanes(like),
+                       least(C, z.vectors * (c + 1) // z.down * lanes(like)), z.panels * k // z.across * z.width,
+                       least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // self.parts,
+                       total * (p + 1) // self.parts, space + threadid() * z.scratch)
+        for i in prange(0 if z.whole else s.groups * z.vectors, num_threads=threads, schedule="static", use_threads_if=parallel):
+            g, c = i // z.vectors, i % z.vectors * lanes(like)
             write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.F * s.F, C, s.K, s.groups, out,
-                          s.dst[0].nchw, g, c)
+                          s.dst[0].nchw, g, c, least(C, c + lanes(like)), 0, s.K)
 
 
-cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
+cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
                      Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end,
                      char *scratch) noexcept nogil:
-    """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end."""
+    """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end; dw
+    too, if that is all."""
     cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end, tap = s.src[0].depth * z.ld
     cdef real *at
     cdef real some[16 * 16]  # [tap of the phase][lane]
@@ -771,8 +779,10 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
     cdef real *M = D + values * z.d_step
     cdef real *patch = M + values * z.m_step
     cdef Slots slots
+    cdef bint add = False
     cdef unsigned int before = begin_task()
-    memset(M, 0, values * z.m_step * sizeof(real))
+    if q == q_end:
+        memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
         transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, 0, <int> s.n, V, z.C, z.v_step,
@@ -780,8 +790,8 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
         transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, 0, <int> s.n, D, z.K, z.d_step,
                        patch)
         slots = slots_of(s, q, end)
-        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k)
-        q = end
+        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k, add)
+        q, add = end, True
     for i in range(c_end - c):
         for v in range(ceil_div(k_end - k, VL)):
             j = v * VL
@@ -791,6 +801,8 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, Py
             else:
                 winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, some, s.r * VL, VL, NULL, 0, 0)
                 put_taps(s, f, some, at, tap)
+    if z.whole:
+        write_weights(result, 0, 1, z.ld, s.F * s.F, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, g, c, c_end, k, k_end)
     end_task(before)
 
 
@@ -805,16 +817,20 @@ cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t 
 
 
 cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *slots, Py_ssize_t f, Py_ssize_t channels,
-                       Py_ssize_t filters) noexcept nogil:
-    """M[value][c][k] += sum over slots of V[value][slot][c] * D[value][slot][k], of the values that phase f has and the tiles
-    that need them."""
+                       Py_ssize_t filters, bint add) noexcept nogil:
+    """M[value][c][k] = sum over slots of V[value][slot][c] * D[value][slot][k], of the values that phase f has and the tiles that
+    need them; added to what was there, or not."""
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, begin, end, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 1, 0, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, add, 0, 0, 0)
     for value in range(s.n * s.n):
         tiles_with(s, slots, value, &begin, &end)
-        for i in range(blocks if begin < end and lives(s, value, f) else 0):
+        if begin == end or not lives(s, value, f):
+            if not add:
+                memset(M + value * z.m_step, 0, z.m_step * sizeof(real))
+            continue
+        for i in range(blocks):
             first = channels * i // blocks
             rows = channels * (i + 1) // blocks - first
             a = V + value * z.v_step + begin * z.C + first
