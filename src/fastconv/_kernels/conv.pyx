@@ -808,6 +808,7 @@ cdef struct Strips:
     bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
     bint direct                       # depth-last and one part: the sums are made in dw, no copy follows
+    bint whole                        # depth-first and one part: a task writes its own
     bint stream                       # they are written past the caches
 
 
@@ -870,11 +871,11 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
         for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
             split, cut = i % z.splits, i // z.splits % z.cuts
             g, p = i // z.splits // z.cuts % s.groups, i // z.splits // z.cuts // s.groups
-            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), nchw, g,
+            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), out, nchw, g,
                           rows * p // self.parts, rows * (p + 1) // self.parts,
                           z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
                           z.blocks * split // z.splits, z.blocks * (split + 1) // z.splits, space + threadid() * scratch)
-        for i in prange(0 if z.direct else s.groups * channel_blocks, num_threads=threads, schedule="static",
+        for i in prange(0 if z.direct or z.whole else s.groups * channel_blocks, num_threads=threads, schedule="static",
                         use_threads_if=parallel):
             g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
             write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut,
@@ -901,7 +902,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
-    z.direct, z.stream = not nchw and parts == 1, False
+    z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
     z.dy_in_place = not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
@@ -917,9 +918,9 @@ cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
             + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
 
 
-cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, bint nchw, Py_ssize_t g, Py_ssize_t row,
-                        Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t block, Py_ssize_t block_end,
-                        char *scratch) noexcept nogil:
+cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t g,
+                        Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t block,
+                        Py_ssize_t block_end, char *scratch) noexcept nogil:
     """Some rows of the grid, counted over the batch, some blocks of channels and some panels of filters of group g."""
     cdef Py_ssize_t NR = 2 * lanes(src), i, b, end, rows
     cdef real **starts = <real **> scratch
@@ -949,6 +950,9 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, b
             b = end
         row += rows
         accumulate = True
+    if z.whole:
+        write_weights(total, 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, block * z.block, least(s.C, block_end * z.block),
+                      panel * NR, least(s.K, panel_end * NR))
     end_task(before)
 
 

@@ -254,5 +254,8 @@ cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py
                 if j % VL == 0:
                     for t in range(first, last):
                         transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + j, ld, n, least(VL, k_end - j))
-                transpose(out + ((g * K + j) * C + c) * taps + first, taps, turned + j % VL * 32 * VL, VL, last - first, n)
+                if taps == 1:
+                    copy(out + (g * K + j) * C + c, turned + j % VL * 32 * VL, n, 1)
+                else:
+                    transpose(out + ((g * K + j) * C + c) * taps + first, taps, turned + j % VL * 32 * VL, VL, last - first, n)
         c += VL
