@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import reference
+from fastconv import planning, reference
+from fastconv.geometry import window
 from oracle import rms
 from problems import BENCH, PROBLEMS, Problem
 
@@ -97,6 +98,22 @@ def test_a_constant_picture_is_exact_inside(isa, dtype):
         assert y.shape == (1, 18 - F, 19 - F, 6)
         dw = fc.conv2d_grad_w(np.ones_like(y), x, w.shape, method="winograd")
         np.testing.assert_allclose(dw, (18 - F) * (19 - F), rtol=400 * eps)
+
+
+def test_tiles_that_an_edge_cuts_need_fewer_values():
+    """Result i of m takes the value at 0 only if i is 0, and that at infinity only if it is m - 1: as in `Edge`."""
+    for m, F, H, W in itertools.product((2, 4), (3, 5), range(1, 12), (4, 7)):
+        n = m + F - 1
+        p = planning.Problem("fwd", 1, H + F - 1, W + F - 1, 8, 8, window("", H + F - 1, W + F - 1, F, 1, 0, 1), 1, False, "f4")
+        needed = 1
+        for places in (H, W):
+            values = 0
+            for first in range(0, places, m):
+                rest = min(m, places - first)
+                begins = range(min(2, m - rest + 1))  # a pixel early, or not
+                values += min(n - (begin > 0) - (begin + rest < m) for begin in begins)
+            needed *= values / (n * -(-places // m))
+        assert planning._needed(p, m) == pytest.approx(needed), (m, F, H, W)
 
 
 def test_exact_precision_keeps_auto_away_from_winograd(isa):

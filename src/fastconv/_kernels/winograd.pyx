@@ -14,8 +14,9 @@ with it are left out: 121 for 4x4 results of 5x5 filters, where direct convoluti
 The transforms are in winograd.h; the products are the register tile's: for each of the n*n values a matrix of tiles x channels
 times one of channels x filters.
 
-A block of tiles is transformed into V[value][tile][channel], multiplied into M[value][tile][filter] and transformed back, by one
-thread. What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
+A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
+thread. Tiles that the picture's edge cuts do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each
+value has its tiles side by side (`Slots`). What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
 Arguments are trusted; every number is summed in an order that depends on neither threads nor batch.
 """
 
