@@ -164,6 +164,9 @@ INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n,
     if (n > 0) CAT(store_part)(dst, CAT(load_part)(src, n), n);
 }
 
+/* A whole vector of n <= VL numbers and zeros after them. */
+INLINE void CAT(copy_padded)(REAL *dst, const REAL *src, ptrdiff_t n) { CAT(store)(dst, CAT(load_part)(src, n)); }
+
 /* dst[i * step] = src[i] for i < n: the numbers between them stay. */
 static void CAT(spread)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n, ptrdiff_t step) {
     ptrdiff_t i = 0;

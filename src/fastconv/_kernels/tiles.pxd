@@ -63,6 +63,8 @@ cdef extern from "kernels.h" nogil:
                          Py_ssize_t n_pieces, Py_ssize_t step)
     void copy_f32(float *dst, float *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
+    void copy_padded_f32(float *dst, float *src, Py_ssize_t n)
+    void copy_padded_f64(double *dst, double *src, Py_ssize_t n)
     void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first, int end)
     void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step, int top,
                              int left, int first, int end)
@@ -183,6 +185,14 @@ cdef inline void copy(real *dst, real *src, Py_ssize_t n, Py_ssize_t src_step) n
         copy_f32(dst, src, n, src_step)
     else:
         copy_f64(dst, src, n, src_step)
+
+
+cdef inline void copy_padded(real *dst, real *src, Py_ssize_t n) noexcept nogil:
+    """A whole vector: dst[i] = src[i] for i < n, and zeros after them."""
+    if real is float:
+        copy_padded_f32(dst, src, n)
+    else:
+        copy_padded_f64(dst, src, n)
 
 
 cdef inline void spread(real *dst, real *src, Py_ssize_t n, Py_ssize_t step) noexcept nogil:

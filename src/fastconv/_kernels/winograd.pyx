@@ -26,7 +26,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes, least,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, lanes, least,
     make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
     winograd_filter, winograd_result, write_weights,
 )
@@ -193,7 +193,7 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
             continue
         memset(row, 0, left * VL * sizeof(real))
         memset(row + right * VL, 0, (cols - right) * VL * sizeof(real))
-        if depth < VL:
+        if p.nchw and depth < VL:
             memset(row + left * VL, 0, (right - left) * VL * sizeof(real))
         if by_rows:
             for j in range(right - left):
@@ -208,7 +208,7 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
             source = pixel(p, at, n, g, h + i, w, c)
             for j in range(left, right):
                 prefetch_low(source + j * p.col + 2 * VL - 1)  # the next channels
-                copy(row + j * VL, source + j * p.col, depth, 1)
+                copy_padded(row + j * VL, source + j * p.col, depth)
 
 
 cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t top,
@@ -554,7 +554,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
     cdef Py_ssize_t row = s.groups * (C if s.transposed else K)  # of depth-last weights: (taps, C or K, row)
     cdef real *at = w + (k * row + g * C + c if s.transposed else c * row + g * K + k)
-    if depth < VL:
+    if depth < VL and (s.dst[0].nchw or s.transposed):
         memset(turned, 0, n * taps * VL * sizeof(real))
     if s.dst[0].nchw and not s.transposed:    # w is (groups*K, C, taps)
         transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, n * taps)
@@ -572,7 +572,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                 continue
             for i in range(n):
                 fetch_vector(at + (t * C + i + FILTER_ROWS) * row)
-                copy(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth, 1)
+                copy_padded(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth)
     for i in range(n):
         if s.S == 1:
             winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
