@@ -26,7 +26,8 @@ _MOST = 1 << 56  # numbers in an array: their bytes, in the widest tile, stay co
 # ---------------------------------------------------------------- what depends on shapes alone
 def _plain(where: str, name: str, value: Any) -> Any:
     """An option as plain ints, tuples and names: True, which equals 1, must not find a plan for 1."""
-    if type(value) is int or isinstance(value, str):
+    kind = type(value)
+    if kind is int or isinstance(value, str) or (kind is tuple and tuple(map(type, value)) == (int, int)):
         return value
     if isinstance(value, (list, tuple)):
         return tuple(_plain(where, name, v) for v in value)
@@ -100,7 +101,7 @@ PLAIN = (int, int, int, int, str, str)  # their types, mostly
 def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
     """`_prepare` with the settings in force, for the values of `OPTIONS`."""
     if tuple(map(type, options)) != PLAIN:
-        options = tuple(v if type(v) in (int, str) else _plain(where, n, v) for n, v in zip(OPTIONS, options, strict=True))
+        options = tuple([_plain(where, name, value) for name, value in zip(OPTIONS, options, strict=True)])
     return _prepare(
         where, direction, x_shape, w_shape, *options, dtype.char, runtime.isa(), runtime.get_precision()
     )
