@@ -58,6 +58,11 @@ class Problem(NamedTuple):
         return w.F == (self.H1, self.W1) and w.size == w.dilation == (1, 1) and w.pads == ((0, 0), (0, 0)) and self.groups == 1
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every channel stands alone: several in groups of one, or a single one under a single filter."""
+        return self.groups == self.D1 and (self.D1 > 1 or self.K == 1)
+
+    @property
     def pointwise(self) -> bool:
         """Whether every pixel stands alone, so that the picture may be taken as one long row."""
         w = self.window
@@ -178,6 +183,17 @@ def _depthwise(p: Problem) -> Job:
     return Job({"fwd": forward, "grad_x": grad_x, "grad_w": grad_w}[p.direction], lambda threads: 0)
 
 
+def _plane(p: Problem) -> Job:
+    """One channel and one filter: in either layout a picture is a plane, and its channel stands alone."""
+    job, x, w, y = _depthwise(p._replace(nchw=True)), (p.N, 1, p.H1, p.W1), (1, 1, *p.window.F), (p.N, 1, *p.window.size)
+    shapes = {"fwd": (x, w, y), "grad_x": (y, w, x), "grad_w": (y, x, w)}[p.direction]
+
+    def run(a: Any, b: Any, bias: Any, out: Any, relu: bool, threads: int) -> None:
+        job.run(a.reshape(shapes[0]), b.reshape(shapes[1]), bias, out.reshape(shapes[2]), relu, threads)
+
+    return job._replace(run=run)
+
+
 def _picture_bytes(p: Problem) -> int:
     """Of one picture and its result."""
     (H2, W2), (H1, W1) = p.window.size, (p.H1, p.W1)
@@ -265,8 +281,8 @@ def _dense(p: Problem) -> Job:
 def _direct(p: Problem) -> Job:
     if p.whole and (p.nchw or p.window.F != (1, 1)):
         return _dense(p)
-    if p.groups == p.D1 > 1:
-        return _depthwise(p)
+    if p.depthwise:
+        return _plane(p) if p.D1 == 1 else _depthwise(p)
     if _better_turned(p):
         return _turned(p, _direct, p.direction == "grad_w")
     if p.direction == "grad_w":
@@ -458,7 +474,7 @@ def _winograd_refuses(p: Problem) -> str | None:
 
 
 def _winograd_wanted(p: Problem) -> str | None:
-    if p.groups == p.D1 > 1 or p.whole:
+    if p.depthwise or p.whole:
         return None  # direct convolution has kernels of its own for these
     p = _nominal(p)
     m, r = winograd_tile(p)
@@ -535,7 +551,7 @@ class Method(NamedTuple):
 
 
 def _im2col_wanted(p: Problem) -> str | None:
-    if p.direction != "grad_x" or p.pointwise or p.whole or p.groups == p.D1 > 1 or _columns_bytes(p) > COLUMNS:
+    if p.direction != "grad_x" or p.pointwise or p.whole or p.depthwise or _columns_bytes(p) > COLUMNS:
         return None
     if p.window.F == (1, 1):
         return "1x1 with a stride: a product as small as dy, spread over dx"
@@ -549,7 +565,7 @@ def _im2col_wanted(p: Problem) -> str | None:
 
 
 def _direct_wanted(p: Problem) -> str:
-    if p.groups == p.D1 > 1:
+    if p.depthwise:
         return "depthwise: every channel stands alone"
     if p.pointwise or p.whole:
         return f"{'1x1' if p.pointwise else 'the window is the picture'}: a matrix product on the picture as it lies"
