@@ -103,7 +103,7 @@ def test_no_level_has_instructions_above_it(listing, name):
     assert "zmm" in found["avx512"]
 
 
-@pytest.mark.parametrize("name", ["conv", "winograd", "depthwise"])
+@pytest.mark.parametrize("name", ["conv", "grad_w", "winograd", "depthwise"])
 def test_products_are_fused_and_as_wide_as_the_level(listing, name):
     """The inner loops are multiply-adds over whole vectors: many of them, in both types."""
     for level, register in (("avx2", "ymm"), ("avx512", "zmm")) if X86 else ():

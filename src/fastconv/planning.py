@@ -69,7 +69,7 @@ class Problem(NamedTuple):
         return w.F == (1, 1) and w.S == (1, 1) and w.pads == ((0, 0), (0, 0))
 
 
-# ---------------------------------------------------------------- gathers: see _kernels/conv.pyx
+# ---------------------------------------------------------------- gathers: see _kernels/conv.pyx and grad_w.pyx
 def _met(offset: int, step: int, n_out: int, n_in: int) -> bool:
     """Whether any place i < n_out meets, at i * step + offset, one of n_in; in a small picture some taps see only padding."""
     first = max(0, -(offset // step))
@@ -102,18 +102,22 @@ def _read_by_rows(p: Problem) -> bool:
     return p.groups == 1 and p.D1 < 8 and p.window.F[1] > 1 and p.window.dilation[1] == 1
 
 
-def forward_gather(p: Problem, every: bool = False) -> Any:
-    """The gather of a forward convolution, with `every` tap as a gradient by the weights wants them, or with those that meet the
-    picture; few channels are then read a window row at a time."""
+def _forward(p: Problem, every: bool) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, int]:
+    """Sizes, grid, taps and window of a forward gather: `every` tap, or those that meet the picture."""
     N, source, target = _sizes(p)
     (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
     rows, cols = _offsets(p, 0, every), _offsets(p, 1, every)
     taps = np.array([(h, w, r * Fw + s) for r, h in rows for s, w in cols], np.intp).reshape(-1, 3).T.copy()
-    few = not every and not p.nchw and _read_by_rows(p) and taps.shape[1] == Fh * Fw
-    return _kernels.kernel("conv").Gather(
-        (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw,
-        Fw if few else 0, p.nchw, p.filters_first, False,
-    )  # fmt: skip
+    return (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw
+
+
+def forward_gather(p: Problem, every: bool = False) -> Any:
+    """The gather of a forward convolution, with `every` tap as im2col wants them, or with those that meet the picture; few
+    channels are then read a window row at a time."""
+    sizes, grid, taps, window = _forward(p, every)
+    few = not every and not p.nchw and _read_by_rows(p) and taps.shape[1] == window
+    merged = p.window.F[1] if few else 0
+    return _kernels.kernel("conv").Gather(sizes, grid, taps, window, merged, p.nchw, p.filters_first, False)
 
 
 def _phases(p: Problem, axis: int) -> dict[int, list[Pair]]:
@@ -297,7 +301,7 @@ def _direct(p: Problem) -> Job:
         return _turned(p, _direct, p.direction == "grad_w")
     p = _folded(p)
     if p.direction == "grad_w":
-        return _gradient_job(weight_gradient(p, forward_gather(p, every=True)), p)
+        return _gradient_job(_weight_gradient(p), p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
     itemsize = _itemsize(p)
 
@@ -319,13 +323,13 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
     return Job(run, lambda threads: gradient.workspace(_itemsize(p), threads))
 
 
-def weight_gradient(p: Problem, gather: Any) -> Any:
-    """grad_w of `gather`; its pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
+def _weight_gradient(p: Problem) -> Any:
+    """By every tap; the pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
     enough for eight threads, if these sums are neither large nor soon done."""
     (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
     weights = p.window.F[0] * p.window.F[1] * D * K
     most = min(4 if weights > 1 << 16 else 8, p.flops // 4_000_000 // p.groups, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights))
-    return _kernels.kernel("conv").WeightGradient(gather, 1 << max(1, most).bit_length() - 1)
+    return _kernels.kernel("grad_w").WeightGradient(*_forward(p, True), p.nchw, 1 << max(1, most).bit_length() - 1)
 
 
 def _columns_bytes(p: Problem) -> int:

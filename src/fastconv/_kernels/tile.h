@@ -94,8 +94,8 @@ typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
 #define LIST_ROWS2(m) CAT(tile_rows2_##m),
 #define LIST_COLS1(m) CAT(tile_cols1_##m),
 #define LIST_COLS2(m) CAT(tile_cols2_##m),
-static const CAT(tile_function) CAT(tiles)[4][MR + 1] = {
-    {0, EACH_MR(LIST_COLS1)}, {0, EACH_MR(LIST_COLS2)}, {0, EACH_MR(LIST_ROWS1)}, {0, EACH_MR(LIST_ROWS2)}};
+static const CAT(tile_function) CAT(row_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_ROWS1)}, {0, EACH_MR(LIST_ROWS2)}};
+static const CAT(tile_function) CAT(column_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_COLS1)}, {0, EACH_MR(LIST_COLS2)}};
 typedef void (*CAT(keeping_tile_function))(TILE_ARGUMENTS, REAL *keep);
 #define LIST_KEEPING(m) CAT(tile_keep_##m),
 static const CAT(keeping_tile_function) CAT(keeping_tiles)[MR + 1] = {0, EACH_MR(LIST_KEEPING)};
@@ -105,10 +105,10 @@ typedef void (*CAT(table_tile_function))(TILE_ARGUMENTS, const ptrdiff_t *table)
 static const CAT(table_tile_function) CAT(table_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_TABLE1)}, {0, EACH_MR(LIST_TABLE2)}};
 
 static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
-    CAT(tiles)[2 + (cols > VL)][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+    CAT(row_tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
 static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
-    CAT(tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+    CAT(column_tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
 /* NR columns by rows; B is packed as well: keep[k * NR + j] = B[k][j]. */
 static inline void CAT(tile_and_keep)(ptrdiff_t rows, ptrdiff_t length, REAL *const *a, const REAL *b, ptrdiff_t b_step,

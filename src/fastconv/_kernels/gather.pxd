@@ -1,0 +1,97 @@
+"""What the gathers of conv.pyx and the weight gradients of grad_w.pyx share: a convolution's numbers, and strips of depth-first
+pictures."""
+
+cimport numpy as cnp
+from libc.string cimport memset
+
+from fastconv._kernels.tiles cimport ceil_div, copy, lanes, least, most, prefetch, real
+
+cdef enum:
+    STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
+    L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
+    SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
+
+
+cdef struct Shape:
+    Py_ssize_t N, groups, C, K        # C and K are those of one group
+    Py_ssize_t Hs, Ws, Hd, Wd         # source and destination
+    Py_ssize_t rows, cols             # the grid of destination pixels
+    Py_ssize_t origin_h, origin_w, step_h, step_w, stride_h, stride_w
+    Py_ssize_t T                      # taps
+    Py_ssize_t *dh                    # offsets of the taps
+    Py_ssize_t *dw
+    Py_ssize_t *tap                   # which of the window's F*F
+    Py_ssize_t window                 # F*F
+    # A window row of few channels is one run, F_w*C long, in a padded copy of the rows: 0, or F_w.
+    Py_ssize_t merged
+    bint stream                       # dst is too large for the caches
+    bint fetch                        # dst is too large for a core's own cache
+    bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
+    bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
+    bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
+    # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
+    bint across, by_filters
+
+
+cdef inline Shape make_shape(tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window):
+    """The numbers that `Gather` and `WeightGradient` are made of; it points into `taps`."""
+    cdef Shape s
+    memset(&s, 0, sizeof(Shape))
+    s.N, s.groups, s.C, s.K, s.Hs, s.Ws, s.Hd, s.Wd = sizes
+    s.rows, s.cols, s.origin_h, s.origin_w, s.step_h, s.step_w, s.stride_h, s.stride_w = grid
+    s.T, s.window = taps.shape[1], window
+    s.dh = <Py_ssize_t *> cnp.PyArray_DATA(taps)
+    s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
+    return s
+
+
+# ---------------------------------------------------------------- strips of depth-first pictures
+cdef struct Planes:
+    # How a depth-first gather goes where rows of the grid are long: strips of its rows, whose source is copied into a core's
+    # cache once for all taps, padded and, S > 1, every S-th column after the other; panels are read from there.
+    Py_ssize_t rows, strips           # of the grid in a strip, none if panels are packed; strips of a picture
+    Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
+    Py_ssize_t top, left, down        # least offsets of the taps; from the highest tap to the lowest
+    Py_ssize_t height, phases, width  # source rows in a strip; sets of columns, and columns in one
+    Py_ssize_t scratch
+
+
+cdef inline void place_planes(Shape *s, Planes *z) noexcept nogil:
+    """How wide a strip is, whatever its rows."""
+    cdef Py_ssize_t last = s.T - 1, right
+    z.top, z.left = least(s.dh[0], s.dh[last]), least(s.dw[0], s.dw[last])
+    z.down, right = most(s.dh[0], s.dh[last]) - z.top, most(s.dw[0], s.dw[last]) - z.left
+    z.step, z.phases = s.stride_h if z.down else 1, s.stride_w if right else 1
+    z.width = s.cols + right // s.stride_w
+
+
+cdef inline void list_products(Shape *s, Planes *z, Py_ssize_t *table) noexcept nogil:
+    """Where the source of each product of a sum lies in a strip, from the place of its first tap and channel on."""
+    cdef Py_ssize_t t, c, right, at, next_tap = s.C if s.by_taps else 1, next_channel = 1 if s.by_taps else s.T
+    for t in range(s.T):
+        right = s.dw[t] - z.left
+        at = ((s.dh[t] - z.top) * z.phases + right % s.stride_w) * z.width + right // s.stride_w
+        for c in range(s.C):
+            table[t * next_tap + c * next_channel] = at + c * z.height * z.phases * z.width
+
+
+cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t hi, real *to) noexcept nogil:
+    """to[channel][row][phase][column] for rows lo to hi of the grid, with zeros outside the picture."""
+    cdef Py_ssize_t c, v, p, h, left, begin, end
+    for c in range(s.C):
+        for v in range(z.height):
+            h = lo * s.stride_h + z.top + v * (s.stride_h // z.step)
+            if 0 <= h < s.Hs and c + 1 < s.C:  # planes lie pages apart: the processor does not guess the next one
+                for p in range(ceil_div(s.Ws, lanes(src))):
+                    prefetch(src + (s.Hs + h) * s.Ws + p * lanes(src))
+            for p in range(z.phases):
+                left = z.left + p
+                begin = least(z.width, ceil_div(most(0, -left), s.stride_w))
+                end = most(begin, least(z.width, ceil_div(most(0, s.Ws - left), s.stride_w)))
+                if not 0 <= h < s.Hs:
+                    begin = end = z.width
+                memset(to, 0, begin * sizeof(real))
+                copy(to + begin, src + h * s.Ws + left + begin * s.stride_w, end - begin, s.stride_w)
+                memset(to + end, 0, (z.width - end) * sizeof(real))
+                to += z.width
+        src += s.Hs * s.Ws

@@ -1,0 +1,444 @@
+"""Weight gradients by the register tile.
+
+    dw[t][c][k] = sum over pixels of src[pixel + offset[t], c] * dy[pixel, k]
+
+Rows of the tile are channels, columns are filters, and k runs over the pixels of a strip of the grid, whose source is packed in
+cache, channels side by side, and padded; a 1x1 window's source is read where it lies. Depth-first pictures of few channels are not
+turned over: another tile sums products along their rows. Arguments are trusted; arrays are C-contiguous and of one dtype. Every
+number is summed in an order that does not depend on the threads.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cython.parallel cimport prange, threadid
+from libc.string cimport memset
+
+from fastconv._kernels.gather cimport (
+    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
+)
+from fastconv._kernels.tiles cimport (
+    DOT_COLS, DOT_ROWS, Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task, lanes,
+    least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
+)
+
+from fastconv._kernels import memory
+
+cnp.import_array()
+
+cdef enum:
+    SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
+    IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
+    DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
+    ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
+    TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
+
+
+cdef struct Strips:
+    # How a task of grad_w walks over the grid: strips of rows, for which source and dy are packed in cache.
+    Py_ssize_t rows                   # of the grid, in a strip
+    Py_ssize_t block, blocks          # channels packed side by side; how many such blocks
+    Py_ssize_t blocks_at_once         # packed together
+    Py_ssize_t pack_h, pack_w         # steps of the grid in the packed source
+    Py_ssize_t height, width          # what a single row of the grid needs of the packed source
+    Py_ssize_t block_size             # numbers in a packed block
+    Py_ssize_t source                 # numbers of all that is packed of the source
+    Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
+    Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
+    Py_ssize_t cuts, splits           # of the panels and of the blocks, among the threads
+    bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
+    bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
+    bint dy_in_place                  # whole panels that few tiles meet: nor is dy
+    bint direct                       # depth-last and one part: the sums are made in dw, no copy follows
+    bint whole                        # depth-first and one part: a task writes its own
+    bint stream                       # they are written past the caches
+
+
+@cython.final
+cdef class WeightGradient:
+    """grad_w of a forward gather: dw[t][c][k] = sum over pixels of src[pixel + offset[t], c] * dy[pixel, k].
+
+    Parameters
+    ----------
+    sizes, grid, taps, window, nchw : as for `Gather` in conv.pyx, with every tap of the window
+    parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
+        the result does not depend on the threads
+    """
+    cdef Shape s
+    cdef cnp.ndarray taps
+    cdef bint nchw
+    cdef Py_ssize_t parts
+
+    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, Py_ssize_t parts):
+        self.s = make_shape(sizes, grid, taps, window)
+        self.taps, self.nchw, self.parts = taps, nchw, parts
+
+    def workspace(self, Py_ssize_t itemsize, int threads):
+        """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
+        return gradient_bytes[float](self, threads, NULL) if itemsize == 4 else gradient_bytes[double](self, threads, NULL)
+
+    def run(self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads):
+        if cnp.PyArray_TYPE(dw) == cnp.NPY_FLOAT32:
+            weight_gradient[float](self, src, dy, dw, threads, NULL)
+        else:
+            weight_gradient[double](self, src, dy, dw, threads, NULL)
+
+
+cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
+    cdef Shape *s = &self.s
+    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, like)
+    cdef Dots y = plan_dots(s, self.nchw, self.parts, threads, like)
+    if y.strip.rows:
+        return self.parts * s.groups * y.down * y.across * y.size * sizeof(real) + threads * y.scratch
+    return (0 if z.direct else self.parts * s.groups * s.T * s.C * z.ld * sizeof(real)) + threads * strip_bytes(s, &z, like)
+
+
+cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
+    cdef Shape *s = &self.s
+    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, like)
+    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts * z.splits, rows = s.N * s.rows
+    cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut, split
+    cdef cnp.ndarray sums = memory.empty((0 if z.direct else self.parts * s.groups * size,), dw.dtype)
+    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *total = data(sums, like)
+    cdef real *x = data(src, like)
+    cdef real *d = data(dy, like)
+    cdef real *out = data(dw, like)
+    cdef bint nchw = self.nchw, parallel
+    cdef Dots y = plan_dots(s, nchw, self.parts, threads, like)
+    if y.strip.rows:
+        gradient_by_dots(self, &y, x, d, out, threads)
+        return
+    if z.direct:
+        total, z.ld = out, s.groups * s.K
+        z.stream = (z.rows >= rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(like) == 0
+                    and <size_t> out % VECTOR_BYTES == 0)
+    parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
+    with nogil:
+        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            split, cut = i % z.splits, i // z.splits % z.cuts
+            g, p = i // z.splits // z.cuts % s.groups, i // z.splits // z.cuts // s.groups
+            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), out, nchw, g,
+                          rows * p // self.parts, rows * (p + 1) // self.parts,
+                          z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
+                          z.blocks * split // z.splits, z.blocks * (split + 1) // z.splits, space + threadid() * scratch)
+        for i in prange(0 if z.direct or z.whole else s.groups * channel_blocks, num_threads=threads, schedule="static",
+                        use_threads_if=parallel):
+            g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
+            write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut,
+                          least(s.C, cut + lanes(like)), 0, s.K)
+
+
+cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
+    cdef Strips z
+    cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures
+    z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
+    z.block = ceil_div(s.C, z.blocks)
+    z.panels = ceil_div(s.K, NR)
+    z.ld = z.panels * NR
+    z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
+    z.splits = most(1, least(z.blocks, 2 * threads // (parts * s.groups * z.cuts) if threads > 1 else 1))
+    z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
+                  and s.K < IN_PLACE and not (nchw and s.stride_w > 1 and s.cols <= lanes(like) // 2))
+    z.gaps = nchw and z.in_place and s.stride_w > 1
+    # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
+    z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
+    z.pack_w = 1 if s.dw[last] == s.dw[0] else s.stride_w
+    z.height = s.dh[last] - s.dh[0] + 1
+    z.width = (s.cols - 1) * z.pack_w + s.dw[last] - s.dw[0] + 1
+    z.taps = 1
+    while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
+        z.taps += 1
+    z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
+    z.dy_in_place = not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
+    pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
+    z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
+    z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
+    z.source = TILE_MR * z.rows * s.cols if z.gaps else 0 if z.in_place else z.blocks_at_once * z.block_size
+    return z
+
+
+cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
+    return (aligned((1 + TILE_MR) * z.rows * sizeof(void *))
+            + aligned(z.source * sizeof(real))
+            + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
+
+
+cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t g,
+                        Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t block,
+                        Py_ssize_t block_end, char *scratch) noexcept nogil:
+    """Some rows of the grid, counted over the batch, some blocks of channels and some panels of filters of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), i, b, end, rows
+    cdef real **starts = <real **> scratch
+    cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
+    cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
+    cdef real *d
+    cdef bint accumulate = False
+    cdef unsigned int before = begin_task()
+    if row == row_end:
+        for i in range(s.T * s.C if block == 0 else 0):
+            memset(total + i * z.ld + panel * NR, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
+    while row < row_end:
+        rows = least(z.rows, row_end - row)
+        if z.dy_in_place:
+            d = dy + (row * s.cols * s.groups + g) * s.K + panel * NR
+        else:
+            d = packed
+            pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
+        for i in range(block, block_end if z.in_place else block):
+            pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
+        b = block
+        while b < block_end and not z.in_place:
+            end = least(block_end, b + z.blocks_at_once)
+            pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
+            for i in range(b, end):
+                gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
+            b = end
+        row += rows
+        accumulate = True
+    if z.whole:
+        write_weights(total, 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, block * z.block, least(s.C, block_end * z.block),
+                      panel * NR, least(s.K, panel_end * NR))
+    end_task(before)
+
+
+cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
+                         Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate) noexcept nogil:
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy."""
+    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
+    cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
+    cdef real **a = starts + z.rows
+    cdef real *c[TILE_MR]
+    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
+    while t < s.T:
+        for i in range(pieces):
+            first = height * i // pieces
+            n = height * (i + 1) // pieces - first
+            for r in range(rows):
+                a[r] = starts[r] + offset + ((s.dh[t] - s.dh[0]) * z.width + s.dw[t] - s.dw[0]) * z.block + first
+            for p in range(panel, panel_end):
+                for m in range(n):
+                    c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
+                tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
+                                least(NR, s.K - p * NR), &e)
+        t += z.taps
+
+
+cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
+                          Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
+                          bint accumulate) noexcept nogil:
+    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
+    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
+    cdef Py_ssize_t depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
+    cdef Py_ssize_t pieces = ceil_div(channels, tile_height((pixels if z.gaps else plane) * sizeof(real)) if nchw else TILE_MR)
+    cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
+    cdef real *at
+    cdef real *to[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
+    for i in range(pieces):
+        first = channels * i // pieces
+        n = channels * (i + 1) // pieces - first
+        c = block * z.block + first
+        for r in range(rows):
+            at = src + (row + r) // s.rows * depth * plane
+            if z.gaps:
+                for m in range(n):
+                    copy(x + m * pixels + r * s.cols, at + (g * s.C + c + m) * plane + (row + r) % s.rows * s.stride_h * s.Ws,
+                         s.cols, s.stride_w)
+            elif nchw:
+                point_rows(a + r * TILE_MR, at + (g * s.C + c) * plane + (row + r) % s.rows * s.stride_h * s.Ws, plane, n)
+            else:
+                a[r] = at + ((row + r) % s.rows * s.stride_h * s.Ws * s.groups + g) * s.C + c
+        if z.gaps:
+            point_rows(a, x, pixels, n)
+        for p in range(panel, panel_end):
+            point_rows(to, total + c * z.ld + p * NR, z.ld, n)
+            if z.gaps:
+                tile_by_rows(n, 1, pixels, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
+            elif nchw:
+                tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
+            else:
+                tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,
+                                least(NR, s.K - p * NR), &e)
+
+
+cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,
+                  Py_ssize_t panel_end) noexcept nogil:
+    """d[panel][pixel][j] = dy of filter panel*NR + j, zeros past the last filter."""
+    cdef Py_ssize_t NR = 2 * lanes(dy), size = rows * s.cols * NR, last = s.K - (panel_end - 1) * NR, q, p, n, stretch
+    if last < NR:
+        memset(d + (panel_end - 1 - panel) * size, 0, size * sizeof(real))
+    if not nchw:
+        dy += (row * s.cols * s.groups + g) * s.K
+        for q in range(rows * s.cols):
+            for p in range(panel, panel_end):
+                copy(d + (p - panel) * size + q * NR, dy + p * NR, least(NR, s.K - p * NR), 1)
+            dy += s.groups * s.K
+        return
+    while rows > 0:
+        n = row // s.rows
+        stretch = least(rows, (n + 1) * s.rows - row)  # rows of one picture
+        for p in range(panel, panel_end):
+            transpose(d + (p - panel) * size, NR, dy + ((n * s.groups + g) * s.K + p * NR) * s.Hd * s.Wd + row % s.rows * s.cols,
+                      s.Hd * s.Wd, least(NR, s.K - p * NR), stretch * s.cols)
+        d += stretch * s.cols * NR
+        row, rows = row + stretch, rows - stretch
+
+
+cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bint nchw, Py_ssize_t g, Py_ssize_t row,
+                      Py_ssize_t rows, Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
+    """x[block][source row][source column][channel], padded with zeros; starts[r]: where row r of the strip begins."""
+    cdef Py_ssize_t step_h = s.stride_h // z.pack_h, r = 0, n, i, stretch, height, h, v, at = 0
+    while r < rows:
+        n, i = (row + r) // s.rows, (row + r) % s.rows
+        stretch = least(rows - r, s.rows - i)
+        height = (stretch - 1) * z.pack_h + z.height
+        for v in range(stretch):
+            starts[r + v] = x + (at + v * z.pack_h) * z.width * z.block
+        for v in range(height):
+            h = i * s.stride_h + s.dh[0] + v * step_h
+            pack_source_row(s, z, src, x + (at + v) * z.width * z.block, nchw, g, n, h, block, block_end)
+        at += height
+        r += stretch
+
+
+cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py_ssize_t g, Py_ssize_t n, Py_ssize_t h,
+                          Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
+    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, channels, c, some
+    cdef real row[32 * SIDE_BY_SIDE]  # a block has at most 28 channels
+    cdef real *at
+    lo = least(z.width, ceil_div(most(0, -s.dw[0]), step))
+    hi = most(lo, least(z.width, ceil_div(most(0, s.Ws - s.dw[0]), step)))
+    if not 0 <= h < s.Hs:
+        lo = hi = z.width
+    for b in range(block_end - block):
+        memset(x + b * z.block_size, 0, lo * z.block * sizeof(real))
+        memset(x + b * z.block_size + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
+    if not nchw:
+        at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C
+        if step == 1 and s.groups == z.blocks == 1:
+            copy(x + lo * s.C, at + lo * s.C, (hi - lo) * s.C, 1)
+            return
+        for v in range(lo, hi):
+            for b in range(block, block_end):
+                copy(x + (b - block) * z.block_size + v * z.block, at + v * step * s.groups * s.C + b * z.block,
+                     least(z.block, s.C - b * z.block), 1)
+        return
+    for b in range(block, block_end):
+        channels = least(z.block, s.C - b * z.block)
+        at = src + (((n * s.groups + g) * s.C + b * z.block) * s.Hs + h) * s.Ws + s.dw[0]
+        if step == 1:
+            transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
+        else:
+            v = lo
+            while v < hi:
+                some = least(SIDE_BY_SIDE, hi - v)
+                for c in range(channels):
+                    copy(row + c * SIDE_BY_SIDE, at + c * s.Hs * s.Ws + v * step, some, step)
+                transpose(x + v * z.block, z.block, row, SIDE_BY_SIDE, channels, some)
+                v += SIDE_BY_SIDE
+        x += z.block_size
+
+
+# ---------------------------------------------------------------- grad_w of few channels, depth-first: both as they lie
+cdef struct Dots:
+    # How grad_w goes where depth-first channels are few: neither dy nor the source is turned over. Tiles of DOT_ROWS filters and
+    # DOT_COLS products (a channel's taps) run along the rows of a strip.
+    Planes strip                      # no rows where this does not pay
+    Py_ssize_t pictures, source       # whole pictures at a time, if they fit; numbers of the source's strip in each
+    Py_ssize_t products               # C * T: rows of the source that a filter's dy is multiplied with
+    Py_ssize_t across, down, size     # tiles over them, and over the filters; numbers in one
+    Py_ssize_t cuts, scratch          # of the tiles of filters, among the threads; bytes of a thread
+
+
+cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
+    cdef Dots z
+    cdef Py_ssize_t VL = lanes(like), share = DOT_SHARE // <Py_ssize_t> sizeof(real), row, vectors
+    cdef double turned, along
+    memset(&z, 0, sizeof(Dots))
+    z.products = s.C * s.T
+    if not nchw or s.T < 2 or s.C == 0 or s.cols < VL or s.K == 0:  # a single tap's source is not even packed
+        return z
+    place_planes(s, &z.strip)
+    row = s.C * z.strip.step * z.strip.phases * z.strip.width + DOT_ROWS * s.cols
+    z.strip.rows = least(s.rows, share // row)
+    z.pictures = most(1, share // most(1, row * s.rows))
+    vectors = z.strip.rows * z.pictures * ceil_div(s.cols, VL)
+    # Lanes are lost past the last filter of a vector, or past a row's end.
+    turned = <double> s.cols * (z.products * ceil_div(s.K, VL) * VL + TURNING * s.K) * vectors
+    along = <double> ceil_div(s.cols, VL) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
+    if along >= turned:
+        z.strip.rows = 0
+        return z
+    z.strip.height = (z.strip.rows - 1) * z.strip.step + z.strip.down + 1
+    z.across, z.down, z.size = ceil_div(z.products, DOT_COLS), ceil_div(s.K, DOT_ROWS), ceil_div(DOT_ROWS * DOT_COLS, VL) * VL
+    z.cuts = most(1, least(z.down, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
+    z.source = z.strip.height * s.C * z.strip.phases * z.strip.width
+    z.scratch = aligned(z.products * sizeof(Py_ssize_t)) + aligned((z.pictures * z.source + 2 * VL) * sizeof(real))
+    return z
+
+
+cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *dw, int threads):
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t size = z.down * z.across * z.size, rows = s.N * s.rows, i, p, g, cut
+    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), "f4" if sizeof(real) == 4 else "f8")
+    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef real *total = data(sums, src)
+    cdef bint parallel = threads > 1 and <double> rows * s.cols * z.products * s.K * s.groups > SMALL_WORK
+    with nogil:
+        for i in prange(self.parts * s.groups * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            cut, g, p = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
+            dots_task(s, z, src, dy, total + (p * s.groups + g) * size, g, rows * p // self.parts, rows * (p + 1) // self.parts,
+                      z.down * cut // z.cuts, z.down * (cut + 1) // z.cuts, space + threadid() * z.scratch)
+        for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
+            add_dots(s, z, total, s.groups * size, self.parts, i // s.K, i % s.K, dw + i * z.products)
+
+
+cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssize_t g, Py_ssize_t row, Py_ssize_t row_end,
+                    Py_ssize_t tile, Py_ssize_t tile_end, char *scratch) noexcept nogil:
+    """Some rows of the grid, counted over the batch, and some tiles of the filters of group g."""
+    cdef Py_ssize_t *table = <Py_ssize_t *> scratch
+    cdef real *strip = <real *> (scratch + aligned(z.products * sizeof(Py_ssize_t)))
+    cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols, plane = s.Hd * s.Wd
+    cdef Py_ssize_t step = z.strip.step * z.strip.phases * z.strip.width
+    cdef real *a[DOT_ROWS]
+    cdef real *b[DOT_COLS]
+    cdef unsigned int before = begin_task()
+    memset(total + tile * z.across * z.size, 0, (tile_end - tile) * z.across * z.size * sizeof(real))
+    list_products(s, &z.strip, table)
+    while row < row_end:
+        n, i = row // s.rows, row % s.rows
+        rows = least(least(z.strip.rows, s.rows - i), row_end - row)
+        pictures = most(1, least(z.pictures, (row_end - row) // s.rows)) if rows == s.rows else 1
+        for m in range(pictures):
+            copy_planes(s, &z.strip, src + ((n + m) * s.groups + g) * s.C * s.Hs * s.Ws, i, i + rows, strip + m * z.source)
+        for k in range(tile, tile_end):
+            for m in range(DOT_ROWS):  # the last filter again where there are no more
+                a[m] = dy + ((n * s.groups + g) * s.K + least(s.K - 1, k * DOT_ROWS + m)) * plane + i * s.cols
+            for t in range(z.across):
+                first = z.products * t // z.across
+                cols = z.products * (t + 1) // z.across - first
+                for m in range(cols):
+                    b[m] = strip + table[first + m]
+                dot_tile(cols, pictures, rows, s.cols, a, s.groups * s.K * plane, s.cols, b, z.source, step,
+                         total + (k * z.across + t) * z.size)
+        row += rows * pictures
+    end_task(before)
+
+
+cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t part, Py_ssize_t parts, Py_ssize_t g, Py_ssize_t k,
+                   real *to) noexcept nogil:
+    """The parts' sums of filter k of group g, added in order."""
+    cdef Py_ssize_t t, p, first, cols, m
+    cdef real *at
+    for t in range(z.across):
+        first = z.products * t // z.across
+        cols = z.products * (t + 1) // z.across - first
+        at = total + ((g * z.down + k // DOT_ROWS) * z.across + t) * z.size + k % DOT_ROWS * DOT_COLS
+        for m in range(cols):
+            to[first + m] = at[m]
+            for p in range(1, parts):
+                to[first + m] += at[p * part + m]
