@@ -25,7 +25,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
-    least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take, tile_and_keep, tile_by_rows, tile_by_table,
+    least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take, tile_and_keep, tile_by_rows, tile_by_table,
     tile_height, transpose,
 )
 
@@ -181,6 +181,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Share shares[SHARES]
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
+    s.ahead = bytes_met(s, src) > STREAM and s.T == s.stride_h == s.stride_w == 1 and not s.merged
     with nogil:
         for i in prange(0 if z.passing or z.in_place else s.groups * z.panels * parts, num_threads=threads, schedule="static",
                         use_threads_if=threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1)):
@@ -353,10 +354,20 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
             rows = (hi - lo) * (i + 1) // blocks - first
             for m in range(rows):
                 target[m] = c[i * TILE_MR + m] + panel * NR
+            if s.ahead and panel == panel_end - 1:
+                for m in range(rows):
+                    fetch_pixel(a[i * TILE_MR + m] + (hi - lo) * s.groups * s.C, s.C)
             tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
                          least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
+
+
+cdef inline void fetch_pixel(real *at, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i < n:
+        prefetch_low(at + i)
+        i += lanes(at)
 
 
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,

@@ -26,6 +26,7 @@ cdef struct Shape:
     Py_ssize_t merged
     bint stream                       # dst is too large for the caches
     bint fetch                        # dst is too large for a core's own cache
+    bint ahead                        # depth-last: the source is, and there is one tap: a task calls for the pixels of the next one
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
     bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
