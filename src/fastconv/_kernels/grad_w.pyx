@@ -28,6 +28,7 @@ cnp.import_array()
 cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
+    FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
     DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
     ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
     TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
@@ -131,7 +132,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 
 cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Strips z
-    cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures
+    cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures, pixel
     z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
@@ -150,7 +151,9 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
     z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
-    z.dy_in_place = not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
+    z.dy_in_place = (not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+                     and (pixel <= FEW_SETS or pixel % FEW_SETS))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
