@@ -169,6 +169,10 @@ cdef inline Py_ssize_t odd_col(Shape *s, Py_ssize_t f) noexcept nogil:
     return s.S == 2 and f >= 2
 
 
+cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
+    return s.N * (s.src[0].image + s.dst[0].image) * <Py_ssize_t> sizeof(real) > STREAM
+
+
 # ---------------------------------------------------------------- pictures and patches
 cdef inline real *pixel(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t c) noexcept nogil:
     return at + p.first + n * p.image + g * p.group + h * p.row + w * p.col + c * p.channel
@@ -316,6 +320,18 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
     return 2 * (rows * s.m + extra) * (cols * s.m + extra) * lanes(like)
 
 
+cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
+                             Py_ssize_t cols, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+    """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
+    cdef Py_ssize_t i, j, k, line = CACHE_LINE // <Py_ssize_t> sizeof(real)
+    for i in range(most(0, h), least(p.H, h + rows)):
+        for j in range(most(0, w), least(p.W, w + cols)):
+            k = c
+            while k < c_end:
+                prefetch_low(pixel(p, at, n, g, i, j, k))
+                k += line
+
+
 cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
                          Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, int first, int end, real *V, Py_ssize_t ld,
                          Py_ssize_t step, real *patch) noexcept nogil:
@@ -330,6 +346,8 @@ cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, 
     while q < q_end:
         a = rectangle(s, q, q_end)
         h, w, rows, cols = a.h + top, a.w + left, a.rows * s.m + extra, a.cols * s.m + extra
+        if not p.nchw and beyond_caches(s, at):
+            fetch_pixels(p, at, a.n, g, h, w, rows, cols, c, c_end)
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
@@ -358,8 +376,7 @@ cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ss
     cdef Rectangle a
     cdef Slots z = slots_of(s, q, q_end)
     cdef real *y
-    cdef Py_ssize_t met = s.N * (p.image + s.src[0].image) * <Py_ssize_t> sizeof(real)
-    cdef bint direct, stream = met > STREAM and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
+    cdef bint direct, stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
         rows, cols = a.rows * s.m, a.cols * s.m
