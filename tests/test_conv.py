@@ -133,11 +133,15 @@ def test_many_weights_for_few_pixels(isa, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_threads_than_shares_of_the_tasks(isa, layout):
-    """A team of 70 takes its tasks from 64 shares, and none is taken twice or forgotten."""
-    for F in (1, 3):
-        p = Problem("many tasks", 3, 61, 60, 16, 24, F, P=F // 2)
+    """A team of 70 takes its tasks from 64 shares, and none is taken twice or forgotten; nor does it share too few tiles."""
+    for p in (
+        Problem("many tasks 1x1", 3, 61, 60, 16, 24, 1),
+        Problem("many tasks 3x3", 3, 61, 60, 16, 24, P=1),
+        Problem("more tiles than a block's", 1, 32, 32, 40, 12, P=1),
+        Problem("few tiles", 1, 10, 13, 40, 12, P=1),
+    ):
         e = expected(p, layout, "float32")
-        for method in ("direct", "winograd") if F == 3 else ("direct",):
+        for method in ("direct", "winograd") if p.window.F == (3, 3) else ("direct",):
             with fc.num_threads(1):
                 first = convolve(e, layout=layout, method=method, **p.how)
             with fc.num_threads(70):

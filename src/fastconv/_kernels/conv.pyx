@@ -25,11 +25,9 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
-    least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take, tile_and_keep, tile_by_rows, tile_by_table,
-    tile_height, transpose,
+    least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take, tile_and_keep, tile_by_rows,
+    tile_by_table, tile_height, transpose,
 )
-
-from fastconv._kernels import memory
 
 cnp.import_array()
 
@@ -364,6 +362,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
 
 
 cdef inline void fetch_pixel(real *at, Py_ssize_t n) noexcept nogil:
+    """Calls for n channels into the second-level cache."""
     cdef Py_ssize_t i = 0
     while i < n:
         prefetch_low(at + i)

@@ -16,8 +16,9 @@ times one of channels x filters.
 
 A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
 thread. Tiles that the picture's edge cuts do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each
-value has its tiles side by side (`Slots`). What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels].
-Arguments are trusted; every number is summed in an order that depends on neither threads nor batch.
+value has its tiles side by side (`Slots`). What crosses an edge, ends a channel vector or lies depth-first passes through a small
+patch, [row][column][VL channels]. Arguments are trusted; every number is summed in an order that depends on neither threads nor
+batch.
 """
 
 cimport cython
@@ -170,6 +171,7 @@ cdef inline Py_ssize_t odd_col(Shape *s, Py_ssize_t f) noexcept nogil:
 
 
 cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
+    """Whether no cache keeps the pictures."""
     return s.N * (s.src[0].image + s.dst[0].image) * <Py_ssize_t> sizeof(real) > STREAM
 
 
@@ -321,7 +323,7 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
 
 
 cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
-                             Py_ssize_t cols, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+                              Py_ssize_t cols, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
     """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
     cdef Py_ssize_t i, j, k, line = CACHE_LINE // <Py_ssize_t> sizeof(real)
     for i in range(most(0, h), least(p.H, h + rows)):
@@ -412,8 +414,8 @@ cdef struct Blocks:
     Py_ssize_t patch
     Py_ssize_t scratch                # bytes a thread
     bint cut                          # the filters among the threads, not the tiles
-    int shares                        # of the values, by rows, one for each thread: of few tiles and one panel there is no other cut
-    # U may be too large for the shared cache, or a thread may have one block only, and it takes longer to fetch filters from another
+    int shares                        # of the values, by rows, one a thread, where few tiles and one panel leave no other cut
+    # U may be too large for the shared cache, or a thread has one block only, and it takes longer to fetch filters from another
     # core's cache than to transform them: then each task transforms the filters that it needs, so many channels at a time.
     Py_ssize_t channels               # 0: U is transformed once for all
 
@@ -438,7 +440,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.channels = 0
     panels = s.targets * z.panels
     z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
-    z.shares = least(threads, s.n) if panels == s.groups == 1 and total < LONE_TILES * threads else 1
+    z.shares = least(threads, s.n) if panels == s.groups == 1 and total < least(LONE_TILES * threads, TILE_MR) else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
             or z.cut and total <= 4 * TILE_MR or threads > 1 and z.panels == 1 and total <= 4 * TILE_MR * threads):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
@@ -477,7 +479,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
              real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
-    cdef Py_ssize_t NR = z.width, values = s.n * s.n, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
+    cdef Py_ssize_t NR = z.width, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
     cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.C, FILTER_ROWS)
     cdef Py_ssize_t panels = s.targets * z.panels
     # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
