@@ -109,6 +109,10 @@ NETWORKS = [
     Problem("grouped 1x1", 2, 6, 5, 18, 12, 1, groups=3, tags=("grouped", "1x1")),
     Problem("grouped strided dilated", 2, 11, 13, 10, 15, 3, S=2, P=2, dilation=2, groups=5,
             tags=("grouped", "strided", "dilated")),
+    Problem("patches of a vision transformer", 2, 8, 12, 3, 10, 4, S=4, tags=("strided",)),
+    Problem("one channel, one filter", 3, 14, 33, 1, 1, 5, P=((2, 0), (1, 4))),
+    Problem("one channel, one filter, strided, dilated", 2, 15, 23, 1, 1, (3, 2), S=(2, 3), P=2, dilation=(1, 3),
+            tags=("strided", "dilated")),
     Problem("dilated 2", 1, 13, 14, 16, 16, 3, P=2, dilation=2, tags=("dilated",)),
     Problem("dilated (3, 2)", 1, 13, 14, 5, 9, (3, 4), P=(3, 2), dilation=(3, 2), tags=("dilated",)),
 ]
@@ -132,6 +136,7 @@ ODD = [
     Problem("padding of a 1x1", 2, 4, 5, 8, 16, 1, P=2, tags=("1x1", "wide padding")),
     Problem("padding of a 1x1 stride 3", 1, 7, 5, 8, 5, 1, S=3, P=4, tags=("1x1", "wide padding", "strided")),
     Problem("padding larger than 3x3", 1, 5, 4, 16, 32, 3, P=5, tags=("wide padding",)),
+    Problem("windows side by side in a row", 2, 9, 8, 5, 7, (3, 2), S=2, P=((1, 0), (0, 0)), tags=("strided",)),
     Problem("stride larger than the window", 2, 11, 13, 4, 6, 2, S=(4, 3), tags=("strided",)),
     Problem("stride (1, 2)", 1, 9, 12, 6, 9, 3, S=(1, 2), P=1, tags=("strided",)),
     Problem("stride larger than the picture", 1, 3, 4, 2, 3, 3, S=7, tags=("strided",)),
