@@ -375,7 +375,7 @@ def _im2col(p: Problem) -> Job:
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
 ADDING = 8  # a vector of the columns to dx
-MOVING = 1.2  # a vector of sums between a core's caches, as a block of 32 tiles adds to them
+MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below; with S=2, whose values leave a core's cache sooner:
 STRIDED_MARGIN = 0.62
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
@@ -406,7 +406,7 @@ def _winograd_cycles(p: Problem, m: int) -> float:
     d, k, part = -(-D // VL), -(-K // VL), n * n / 36 * (SPILLED if n == 8 else 1)
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
-        visits = values * D * k * MOVING * (2 + 2 * math.ceil(tiles / _parts(p, m) / 32)) * _parts(p, m)
+        visits = values * D * k * MOVING * 2 * math.ceil(tiles / _parts(p, m) / BLOCK) * _parts(p, m)
         products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
         return products + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
     sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
