@@ -442,7 +442,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
     z.shares = least(threads, s.n) if panels == s.groups == 1 and total < least(LONE_TILES * threads, TILE_MR) else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
-            or z.cut and total <= 4 * TILE_MR or threads > 1 and z.panels == 1 and total <= 4 * TILE_MR * threads):
+            or z.cut and total <= 4 * TILE_MR or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
         z.channels = least(s.C, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
@@ -498,28 +498,31 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef Share shares[SHARES]
     cdef unsigned int before
     with nogil:
-        for i in prange(0 if z.channels else s.groups * panels * groups_of_rows, num_threads=threads, schedule="static",
-                        use_threads_if=parallel):
-            g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
-            transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
-                              least(s.C, cut + FILTER_ROWS), 0, <int> s.n)
+        if not z.channels:
+            for i in prange(s.groups * panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
+                g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
+                transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
+                                  least(s.C, cut + FILTER_ROWS), 0, <int> s.n)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, block = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.K + block] if block < s.K else 0
-        if z.shares > 1:
-            for i in prange(z.shares, num_threads=threads, schedule="static", use_threads_if=parallel):
+        if not parallel:  # a region of one thread costs as much as a small block
+            for i in range(blocks * s.groups):
+                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space)
+        elif z.shares > 1:
+            for i in prange(z.shares, num_threads=threads, schedule="static"):
                 multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.n * i // z.shares),
                                <int> (s.n * (i + 1) // z.shares), space + threadid() * z.scratch)
             before = begin_task()
             transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
             end_task(before)
         elif cuts > 1:
-            for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
+            for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static"):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
         else:
             make_shares(shares, threads, blocks * s.groups)
-            for _ in prange(blocks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            for _ in prange(blocks * s.groups, num_threads=threads, schedule="dynamic"):
                 block_task(s, &z, x, weights, U, biases, y, relu, take(shares, threads, threadid()), blocks, 1,
                            space + threadid() * z.scratch)
 
