@@ -149,6 +149,27 @@ def test_more_threads_than_shares_of_the_tasks(isa, layout):
             assert all(bits(again[name], first[name]) for name in RESULTS)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_transposed_convolution_is_dx_and_a_bias(isa, layout):
+    """For every problem, by whatever method its dx takes; the bias costs one rounding more."""
+    tried = 0
+    for p in ALL:
+        w, e = p.window, expected(p, layout, "float32")
+        covered = [(n - 1) * S + d * (F - 1) + 1 - sum(P)
+                   for n, S, F, P, d in zip(w.size, w.S, w.F, w.pads, w.dilation, strict=True)]  # fmt: skip
+        rest = tuple(n - c for n, c in zip((p.H1, p.W1), covered, strict=True))
+        if min(w.size) < 1 or any(not 0 <= r < S for r, S in zip(rest, w.S, strict=True)):
+            continue  # a picture with more rows than any padding of the result gives
+        b = np.random.default_rng(1).standard_normal(p.D1).astype("float32")
+        how = {"S": w.S, "P": w.pads, "dilation": w.dilation, "groups": p.groups, "layout": layout}
+        made = fc.conv_transpose2d(e.dy, e.w, b, output_padding=rest, **how)
+        right = e.exact["dx"] + (b if layout == "NHWC" else b[:, None, None])
+        wrong = difference(made, right, e.tolerance("dx", "auto") + 2e-7 * (np.abs(right) + np.abs(b).max(initial=0)))
+        assert not wrong, f"{p}: {wrong}"
+        tried += 1
+    assert tried > 150
+
+
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(odd_problems(side=14, depth=20), st.sampled_from(LAYOUTS), st.sampled_from(DTYPES))
 def test_odd_geometries_agree_with_the_oracle(p, layout, dtype):

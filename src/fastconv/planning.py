@@ -286,7 +286,7 @@ def _folded(p: Problem) -> Problem:
     """Where windows lie side by side, depth last, a window's row of pixels is one pixel of as many times the depth."""
     w = p.window
     side_by_side = w.F[1] == w.S[1] > 1 == w.dilation[1] and w.pads[1] == (0, 0) and p.W1 == w.F[1] * w.size[1]
-    if p.nchw or p.turned or p.groups > 1 or p.direction == "grad_w" or not side_by_side:
+    if p.nchw or p.turned or p.groups > 1 or not side_by_side:
         return p
     window = w._replace(F=(w.F[0], 1), S=(w.S[0], 1))
     return p._replace(W1=w.size[1], D1=w.F[1] * p.D1, window=window)
@@ -299,9 +299,9 @@ def _direct(p: Problem) -> Job:
         return _plane(p) if p.D1 == 1 else _depthwise(p)
     if _better_turned(p):
         return _turned(p, _direct, p.direction == "grad_w")
-    p = _folded(p)
     if p.direction == "grad_w":
         return _gradient_job(_weight_gradient(p), p)
+    depth, p = p.D1, _folded(p)
     gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
     itemsize = _itemsize(p)
 
@@ -310,6 +310,8 @@ def _direct(p: Problem) -> Job:
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         space = memory.empty((workspace(threads),), "u1")
+        if bias is not None and p.direction == "grad_x" and p.D1 > depth:
+            bias = np.tile(bias, p.D1 // depth)
         for i, gather in enumerate(gathers):
             gather.run(src, w, bias, dst, relu, threads, space, i == 0)
 
