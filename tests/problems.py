@@ -104,6 +104,8 @@ NETWORKS = [
     Problem("mobilenet depthwise stride 2", 2, 15, 14, 33, 33, 3, S=2, P=1, groups=33, tags=("depthwise", "strided")),
     Problem("depthwise multiplier 2", 1, 9, 9, 17, 34, 3, P=1, groups=17, tags=("depthwise", "multiplier")),
     Problem("depthwise multiplier 3 of 5x5", 1, 10, 11, 8, 24, 5, P=2, groups=8, tags=("depthwise", "multiplier")),
+    Problem("depthwise 1x1", 2, 5, 6, 7, 14, 1, groups=7, tags=("depthwise", "1x1")),
+    Problem("depthwise 1x1 stride 3", 2, 7, 10, 5, 5, 1, S=3, groups=5, tags=("depthwise", "1x1", "strided")),
     Problem("depthwise dilated", 1, 13, 12, 16, 16, 3, P=2, dilation=2, groups=16, tags=("depthwise", "dilated")),
     Problem("resnext grouped", 1, 9, 8, 32, 64, 3, P=1, groups=4, tags=("grouped",)),
     Problem("grouped 1x1", 2, 6, 5, 18, 12, 1, groups=3, tags=("grouped", "1x1")),

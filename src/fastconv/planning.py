@@ -343,9 +343,9 @@ def _im2col(p: Problem) -> Job:
     """Columns and their product a few pictures at a time; a weight gradient's at once."""
     if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and _picture_bytes(p) <= TURNED:
         return _turned(p, _im2col, True)  # rows of many channels are added to dx, not rows of few pixels
-    conv, depth, (H2, W2) = _kernels.kernel("conv"), p.D1 // p.groups, p.window.size
+    conv, (H2, W2) = _kernels.kernel("conv"), p.window.size
     taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
-    shape = (p.groups, depth, taps, H2, W2) if p.nchw else (H2, W2, p.groups, taps, depth)
+    shape = (p.D1 * taps, H2, W2) if p.nchw else (H2, W2, p.D1 * taps)
     rounds = 1 if p.direction == "grad_w" else max(1, -(-p.N * _columns_bytes(p) // COLUMNS))
     chunk = max(1, -(-p.N // rounds))
     jobs = {}
