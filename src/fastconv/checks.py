@@ -64,6 +64,15 @@ def same_dtype(where: str, *named: tuple[str, np.ndarray]) -> np.dtype:
     return a.dtype
 
 
+def arrays(where: str, ndim: int, *named: tuple[str, Any]) -> np.dtype:
+    """`array` of all these pairs (name, array), and `same_dtype`; return the dtype."""
+    dtype = array(where, *named[0], ndim).dtype
+    for name, b in named[1:]:
+        if type(b) is not np.ndarray or b.ndim != ndim or b.dtype is not dtype:
+            same_dtype(where, named[0], (name, array(where, name, b, ndim)))
+    return dtype
+
+
 def shape(where: str, name: str, a: np.ndarray, expected: tuple[int, ...], why: str = "has the wrong shape") -> None:
     """Check that ``a`` has exactly the shape ``expected``; ``why`` says which rule asks for it."""
     if a.shape != expected:

@@ -24,10 +24,19 @@ _MOST = 1 << 56  # numbers in an array: their bytes, in the widest tile, stay co
 
 
 # ---------------------------------------------------------------- what depends on shapes alone
+def _exact(options: tuple) -> bool:
+    """Whether all are ints, names and pairs of ints, as they mostly are."""
+    for value in options:
+        kind = type(value)
+        pair = kind is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+        if not (kind is int or kind is str or pair):
+            return False
+    return True
+
+
 def _plain(where: str, name: str, value: Any) -> Any:
     """An option as plain ints, tuples and names: True, which equals 1, must not find a plan for 1."""
-    kind = type(value)
-    if kind is int or isinstance(value, str) or (kind is tuple and tuple(map(type, value)) == (int, int)):
+    if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)):
         return tuple(_plain(where, name, v) for v in value)
@@ -95,12 +104,11 @@ def _prepare(
 
 
 OPTIONS = ("S", "P", "dilation", "groups", "layout", "method")
-PLAIN = (int, int, int, int, str, str)  # their types, mostly
 
 
 def _prepared(where: str, direction: str, x_shape: Shape, w_shape: Shape, dtype: np.dtype, options: tuple) -> tuple[Plan, Shape]:
     """`_prepare` with the settings in force, for the values of `OPTIONS`."""
-    if tuple(map(type, options)) != PLAIN:
+    if not _exact(options):
         options = tuple([_plain(where, name, value) for name, value in zip(OPTIONS, options, strict=True)])
     return _prepare(
         where, direction, x_shape, w_shape, *options, dtype.char, runtime.isa(), runtime.get_precision()
@@ -114,7 +122,7 @@ def _given_shape(where: str, name: str, shape: Any) -> Shape:
         raise checks.type_error(where, f"{name} must be a shape", "a tuple of four ints", type(shape).__name__)
     if len(shape) != 4:
         raise checks.value_error(where, f"{name} must have four entries", "a tuple of four ints", shape)
-    if type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape):
+    if type(shape) is tuple and tuple(map(type, shape)) == (int, int, int, int) and min(shape) >= 0:
         return shape
     return tuple(checks.count(where, f"{name}[{i}]", n, 0) for i, n in enumerate(shape))
 
@@ -128,9 +136,9 @@ def _dense(a: Array) -> Array:
 def _bias(where: str, b: Any, K: int, x: Array) -> Array | None:
     if b is None:
         return None
-    checks.array(where, "b", b, 1)
-    checks.same_dtype(where, ("x", x), ("b", b))
-    checks.shape(where, "b", b, (K,), f"has {len(b)} biases for {K} filters")
+    if type(b) is not np.ndarray or b.dtype is not x.dtype or b.shape != (K,):
+        checks.same_dtype(where, ("x", x), ("b", checks.array(where, "b", b, 1)))
+        checks.shape(where, "b", b, (K,), f"has {len(b)} biases for {K} filters")
     return _dense(b)
 
 
@@ -210,9 +218,7 @@ def conv2d(
     >>> y.shape, float(y[0, 16, 16, 0]), float(y[0, 0, 0, 0])
     ((1, 32, 32, 10), 75.0, 27.0)
     """
-    checks.array("conv2d", "x", x, 4)
-    checks.array("conv2d", "w", w, 4)
-    checks.same_dtype("conv2d", ("x", x), ("w", w))
+    checks.arrays("conv2d", 4, ("x", x), ("w", w))
     if activation is not None:
         checks.choice("conv2d", "activation", activation, ("relu",))
     how, shape = _prepared("conv2d", "fwd", x.shape, w.shape, x.dtype, (S, P, dilation, groups, layout, method))
@@ -261,9 +267,7 @@ def conv2d_grad_x(
            [1, 1, 2, 1, 2, 1, 1],
            [2, 2, 4, 2, 4, 2, 2]])
     """
-    checks.array("conv2d_grad_x", "dy", dy, 4)
-    checks.array("conv2d_grad_x", "w", w, 4)
-    checks.same_dtype("conv2d_grad_x", ("dy", dy), ("w", w))
+    checks.arrays("conv2d_grad_x", 4, ("dy", dy), ("w", w))
     x_shape = _given_shape("conv2d_grad_x", "x_shape", x_shape)
     options = (S, P, dilation, groups, layout, method)
     how, shape = _prepared("conv2d_grad_x", "grad_x", x_shape, w.shape, dy.dtype, options)
@@ -307,9 +311,7 @@ def conv2d_grad_w(
            [40, 50, 40],
            [32, 40, 32]])
     """
-    checks.array("conv2d_grad_w", "dy", dy, 4)
-    checks.array("conv2d_grad_w", "x", x, 4)
-    checks.same_dtype("conv2d_grad_w", ("dy", dy), ("x", x))
+    checks.arrays("conv2d_grad_w", 4, ("dy", dy), ("x", x))
     w_shape = _given_shape("conv2d_grad_w", "w_shape", w_shape)
     options = (S, P, dilation, groups, layout, method)
     how, shape = _prepared("conv2d_grad_w", "grad_w", x.shape, w_shape, x.dtype, options)
@@ -360,9 +362,7 @@ def conv2d_backward(
         raise checks.type_error(where, "needs must be a sequence of names", '("x", "w", "b") or fewer', repr(needs))
     for name in needs:
         checks.choice(where, "needs", name, ("x", "w", "b"))
-    for name, a in (("dy", dy), ("x", x), ("w", w)):
-        checks.array(where, name, a, 4)
-    checks.same_dtype(where, ("dy", dy), ("x", x), ("w", w))
+    checks.arrays(where, 4, ("dy", dy), ("x", x), ("w", w))
     options = (S, P, dilation, groups, layout, method)
     _, shape = _prepared(where, "grad_w", x.shape, w.shape, x.dtype, options)
     checks.shape(where, "dy", dy, shape, "is not the shape of conv2d's result")
@@ -414,9 +414,7 @@ def conv_transpose2d(
     ((1, 4, 4, 8), 3.0)
     """
     where = "conv_transpose2d"
-    checks.array(where, "x", x, 4)
-    checks.array(where, "w", w, 4)
-    checks.same_dtype(where, ("x", x), ("w", w))
+    checks.arrays(where, 4, ("x", x), ("w", w))
     checks.choice(where, "layout", layout, LAYOUTS)
     groups = checks.count(where, "groups", groups)
     N, H1, W1, D1 = _volume(x.shape, layout)

@@ -173,7 +173,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
-    cdef Py_ssize_t parts = 1 if s.by_filters else s.T
+    cdef Py_ssize_t packs = 0 if z.passing or z.in_place else s.groups * z.panels * (1 if s.by_filters else s.T)
+    cdef Py_ssize_t tasks = z.cuts * z.chunks * s.groups
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
@@ -181,12 +182,12 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > STREAM and s.T == s.stride_h == s.stride_w == 1 and not s.merged
     with nogil:
-        for i in prange(0 if z.passing or z.in_place else s.groups * z.panels * parts, num_threads=threads, schedule="static",
-                        use_threads_if=threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1)):
-            if s.by_filters:
-                pack_taps(self, w, b + i * z.panel_size, i // z.panels, i % z.panels)
-            else:
-                pack_panel(self, w, b + i * s.C * NR, i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
+        if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
+            for i in prange(packs, num_threads=threads, schedule="static"):
+                pack_task(self, &z, w, b, i)
+        else:
+            for i in range(packs):
+                pack_task(self, &z, w, b, i)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
@@ -197,13 +198,25 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in prange(s.groups * sets, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
                 passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing,
                              space + threadid() * z.scratch)
+        elif not parallel:  # a region of one thread costs as much as the work of a small call
+            for i in range(tasks):
+                chunk_task(s, &z, src, b, biases, dst, relu, i, space)
         elif z.cuts > 1:
-            for i in prange(z.cuts * z.chunks * s.groups, num_threads=threads, schedule="static", use_threads_if=parallel):
+            for i in prange(tasks, num_threads=threads, schedule="static"):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
         else:
-            make_shares(shares, threads, z.chunks * s.groups)
-            for _ in prange(z.chunks * s.groups, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
+            make_shares(shares, threads, tasks)
+            for _ in prange(tasks, num_threads=threads, schedule="dynamic"):
                 chunk_task(s, &z, src, b, biases, dst, relu, take(shares, threads, threadid()), space + threadid() * z.scratch)
+
+
+cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noexcept nogil:
+    """Task i: a group, then a panel, then a tap, but where taps are packed all at once."""
+    cdef Shape *s = &self.s
+    if s.by_filters:
+        pack_taps(self, w, b + i * z.panel_size, i // z.panels, i % z.panels)
+    else:
+        pack_panel(self, w, b + i * s.C * 2 * lanes(w), i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
 
 
 cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real *dst, bint relu, Py_ssize_t i,
@@ -480,9 +493,9 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape *s = &here
     cdef Panels z = plan_panels(s, threads, src)
     cdef Planes y = plan_planes(s, threads, src)
-    cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), height = s.K * (s.window if self.transposed else 1)
-    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(height, NR), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t i, g, first, tasks = s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts
+    cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t NR = 2 * lanes(src), packs = s.groups * ceil_div(heights(self), NR) if fresh and repacked(self) else 0
+    cdef Py_ssize_t i, tasks = s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts
     cdef Share shares[SHARES]
     cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
     cdef real *rows = packed if repacked(self) else w
@@ -494,18 +507,25 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
                 and (s.cols % lanes(src) == 0 if y.rows else plane % VECTOR_BYTES == 0 and z.channels >= s.C))
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
     with nogil:
-        if fresh and repacked(self):
-            for i in prange(s.groups * blocks, num_threads=threads, schedule="static", use_threads_if=parallel):
-                g, first = i // blocks, i % blocks * NR
-                pack_rows(self, w, rows + g * s.K * depth, g, first, least(height, first + NR))
-        make_shares(shares, threads, tasks)
-        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            if y.rows:
-                planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()),
-                            space + threadid() * y.scratch)
-            else:  # where filters are cut, it is better that all threads read the same pixels at a time
-                set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
-                         space + threadid() * z.scratch)
+        if parallel:
+            for i in prange(packs, num_threads=threads, schedule="static"):
+                pack_rows(self, w, rows, i, NR)
+            make_shares(shares, threads, tasks)
+            for i in prange(tasks, num_threads=threads, schedule="dynamic"):
+                if y.rows:
+                    planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()),
+                                space + threadid() * y.scratch)
+                else:  # where filters are cut, it is better that all threads read the same pixels at a time
+                    set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
+                             space + threadid() * z.scratch)
+        else:
+            for i in range(packs):
+                pack_rows(self, w, rows, i, NR)
+            for i in range(tasks):
+                if y.rows:
+                    planes_task(s, &y, src, rows, depth, bias, dst, relu, i, space)
+                else:
+                    set_task(s, &z, src, rows, depth, bias, dst, relu, i, space)
 
 
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
@@ -580,10 +600,17 @@ cdef void set_task(Shape *s, Panels *z, real *src, real *rows, Py_ssize_t depth,
                 s.K * (cut + 1) // z.cuts, z, scratch)
 
 
-cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t g, Py_ssize_t i, Py_ssize_t end) noexcept nogil:
-    """Rows i to end of group g as filter_task reads them."""
+cdef inline Py_ssize_t heights(Gather self) noexcept nogil:
+    """Rows of a group's weights, as filter_task reads them."""
+    return self.s.K * (self.s.window if self.transposed else 1)
+
+
+cdef void pack_rows(Gather self, real *w, real *rows, Py_ssize_t task, Py_ssize_t n) noexcept nogil:
+    """The task's n rows of a group's weights as filter_task reads them, or what is left of them."""
     cdef Shape *s = &self.s
+    cdef Py_ssize_t tasks = ceil_div(heights(self), n), g = task // tasks, i = task % tasks * n, end = least(heights(self), i + n)
     cdef Py_ssize_t k, c, t
+    rows += g * heights(self) * s.C * (1 if self.transposed else s.T)
     if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K; a row is a filter's tap
         transpose(rows + i * s.C, s.C, w + g * s.C * s.K * s.window + i, s.K * s.window, s.C, end - i)
         return
