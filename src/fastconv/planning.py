@@ -378,8 +378,10 @@ TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
-MARGIN = 0.9  # of direct convolution's cycles, which Winograd must stay below; with S=2, whose values leave a core's cache sooner:
-STRIDED_MARGIN = 0.62
+# Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
+# still less where no cache keeps the filters of its phases.
+MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.75, 0.62
+LARGE = 12 << 20  # bytes of transformed filters
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES = 256  # tiles of one part
 
@@ -470,13 +472,13 @@ def _exact_enough(p: Problem, m: int) -> bool:
         return True
     if p.direction == "grad_w":
         return r < 7 and _tiles(p, m) <= EIGHT_POINTS_TILES * _parts(p, m)
-    return (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
+    return (p.K if p.direction == "grad_x" else p.window.S[0] ** 2 * p.D1) // p.groups <= EIGHT_POINTS
 
 
 def winograd_tile(p: Problem) -> tuple[int, int]:
     """(m, r): results and filter a side, the cheapest that is exact enough; of 7x7 filters there is one tile only."""
     r = _phase_extent(p)
-    points = ((4,) if r == 2 else (6, 4)) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
+    points = ((4,) if r == 2 else (8, 6) if r == 4 else (6, 4)) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
     able = [n - r + 1 for n in points if n > r and _exact_enough(p, n - r + 1)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=2), r
 
@@ -498,8 +500,16 @@ def _winograd_wanted(p: Problem) -> str | None:
     if not _exact_enough(p, m):
         return None
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
-    phases, margin = ("", MARGIN) if p.window.S == (1, 1) else (" of four phases", STRIDED_MARGIN)
-    return f"F({m}x{m}, {r}x{r}){phases} takes about {ratio:.2f} of direct's cycles" if ratio < margin else None
+    phases = "" if p.window.S == (1, 1) else " of four phases"
+    return f"F({m}x{m}, {r}x{r}){phases} takes about {ratio:.2f} of direct's cycles" if ratio < _margin(p, m + r - 1) else None
+
+
+def _margin(p: Problem, n: int) -> float:
+    """For tiles of n x n values."""
+    if p.window.S == (1, 1):
+        return MARGIN
+    filters = n * n * 4 * p.D1 * p.K // p.groups * _itemsize(p)
+    return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
 
 
 def _winograd(p: Problem) -> Job:

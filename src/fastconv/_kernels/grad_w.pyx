@@ -94,40 +94,44 @@ cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
-    cdef Shape *s = &self.s
-    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, like)
-    cdef Py_ssize_t size = s.T * s.C * z.ld, tasks = self.parts * s.groups * z.cuts * z.splits, rows = s.N * s.rows
-    cdef Py_ssize_t scratch = strip_bytes(s, &z, like), channel_blocks = ceil_div(s.C, lanes(like)), i, p, g, cut, split
-    cdef cnp.ndarray sums = memory.empty((0 if z.direct else self.parts * s.groups * size,), dw.dtype)
-    cdef cnp.ndarray workspace = memory.empty((threads * scratch,), "u1")
+    cdef Dots y = plan_dots(&self.s, self.nchw, self.parts, threads, like)
+    cdef cnp.ndarray workspace = memory.empty((gradient_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef real *total = data(sums, like)
-    cdef real *x = data(src, like)
-    cdef real *d = data(dy, like)
-    cdef real *out = data(dw, like)
-    cdef bint nchw = self.nchw, parallel
-    cdef Dots y = plan_dots(s, nchw, self.parts, threads, like)
     if y.strip.rows:
-        gradient_by_dots(self, &y, x, d, out, threads)
-        return
+        gradient_by_dots(self, &y, data(src, like), data(dy, like), data(dw, like), threads, space)
+    else:
+        gradient_by_strips(self, data(src, like), data(dy, like), data(dw, like), threads, space)
+
+
+cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int threads, char *space):
+    cdef Shape *s = &self.s
+    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, src)
+    cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * z.cuts * z.splits, scratch = strip_bytes(s, &z, src), i
+    cdef Py_ssize_t sums = 0 if z.direct or z.whole else s.groups * ceil_div(s.C, lanes(src))
+    cdef real *total = <real *> (space + threads * scratch)
+    cdef bint nchw = self.nchw
     if z.direct:
-        total, z.ld = out, s.groups * s.K
-        z.stream = (z.rows >= rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(like) == 0
-                    and <size_t> out % VECTOR_BYTES == 0)
-    parallel = threads > 1 and <double> rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK
+        total, z.ld = dw, s.groups * s.K
+        z.stream = (z.rows >= s.N * s.rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(src) == 0
+                    and <size_t> dw % VECTOR_BYTES == 0)
     with nogil:
-        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            split, cut = i % z.splits, i // z.splits % z.cuts
-            g, p = i // z.splits // z.cuts % s.groups, i // z.splits // z.cuts // s.groups
-            gradient_task(s, &z, x, d, total + (g * s.K if z.direct else (p * s.groups + g) * size), out, nchw, g,
-                          rows * p // self.parts, rows * (p + 1) // self.parts,
-                          z.panels * cut // z.cuts, z.panels * (cut + 1) // z.cuts,
-                          z.blocks * split // z.splits, z.blocks * (split + 1) // z.splits, space + threadid() * scratch)
-        for i in prange(0 if z.direct or z.whole else s.groups * channel_blocks, num_threads=threads, schedule="static",
-                        use_threads_if=parallel):
-            g, cut = i // channel_blocks, i % channel_blocks * lanes(like)
-            write_weights(total + g * size, s.groups * size, self.parts, z.ld, s.T, s.C, s.K, s.groups, out, nchw, g, cut,
-                          least(s.C, cut + lanes(like)), 0, s.K)
+        if threads > 1 and <double> s.N * s.rows * s.cols * s.T * s.C * s.K * s.groups > SMALL_WORK:
+            for i in prange(tasks, num_threads=threads, schedule="dynamic"):
+                gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space + threadid() * scratch)
+            for i in prange(sums, num_threads=threads, schedule="static"):
+                sums_task(s, &z, total, dw, nchw, parts, i)
+        else:  # a region of one thread costs as much as the work of a small call
+            for i in range(tasks):
+                gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space)
+            for i in range(sums):
+                sums_task(s, &z, total, dw, nchw, parts, i)
+
+
+cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint nchw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """Task i: the sums of a group, then of a vector of its channels."""
+    cdef Py_ssize_t blocks = ceil_div(s.C, lanes(dw)), g = i // blocks, c = i % blocks * lanes(dw), size = s.T * s.C * z.ld
+    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, c,
+                  least(s.C, c + lanes(dw)), 0, s.K)
 
 
 cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
@@ -168,17 +172,22 @@ cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
             + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
 
 
-cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t g,
-                        Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t block,
-                        Py_ssize_t block_end, char *scratch) noexcept nogil:
-    """Some rows of the grid, counted over the batch, some blocks of channels and some panels of filters of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), i, b, end, rows
+cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t parts,
+                        Py_ssize_t task, char *scratch) noexcept nogil:
+    """A part of the grid's rows, counted over the batch, then a group, then a cut of its panels of filters, then a split of its
+    blocks of channels."""
+    cdef Py_ssize_t split = task % z.splits, cut = task // z.splits % z.cuts, g = task // z.splits // z.cuts % s.groups
+    cdef Py_ssize_t block = z.blocks * split // z.splits, block_end = z.blocks * (split + 1) // z.splits
+    cdef Py_ssize_t panel = z.panels * cut // z.cuts, panel_end = z.panels * (cut + 1) // z.cuts
+    cdef Py_ssize_t part = task // z.splits // z.cuts // s.groups, row_end = s.N * s.rows * (part + 1) // parts
+    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
     cdef real *d
     cdef bint accumulate = False
     cdef unsigned int before = begin_task()
+    total += g * s.K if z.direct else (part * s.groups + g) * s.T * s.C * z.ld
     if row == row_end:
         for i in range(s.T * s.C if block == 0 else 0):
             memset(total + i * z.ld + panel * NR, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
@@ -383,26 +392,29 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
     return z
 
 
-cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *dw, int threads):
+cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *dw, int threads, char *space):
     cdef Shape *s = &self.s
-    cdef Py_ssize_t size = z.down * z.across * z.size, rows = s.N * s.rows, i, p, g, cut
-    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), "f4" if sizeof(real) == 4 else "f8")
-    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
-    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef real *total = data(sums, src)
-    cdef bint parallel = threads > 1 and <double> rows * s.cols * z.products * s.K * s.groups > SMALL_WORK
+    cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * z.cuts, filters = s.groups * s.K, i
+    cdef real *total = <real *> (space + threads * z.scratch)
     with nogil:
-        for i in prange(self.parts * s.groups * z.cuts, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            cut, g, p = i % z.cuts, i // z.cuts % s.groups, i // z.cuts // s.groups
-            dots_task(s, z, src, dy, total + (p * s.groups + g) * size, g, rows * p // self.parts, rows * (p + 1) // self.parts,
-                      z.down * cut // z.cuts, z.down * (cut + 1) // z.cuts, space + threadid() * z.scratch)
-        for i in prange(s.groups * s.K, num_threads=threads, schedule="static", use_threads_if=parallel):
-            add_dots(s, z, total, s.groups * size, self.parts, i // s.K, i % s.K, dw + i * z.products)
+        if threads > 1 and <double> s.N * s.rows * s.cols * z.products * filters > SMALL_WORK:
+            for i in prange(tasks, num_threads=threads, schedule="dynamic"):
+                dots_task(s, z, src, dy, total, parts, i, space + threadid() * z.scratch)
+            for i in prange(filters, num_threads=threads, schedule="static"):
+                add_dots(s, z, total, parts, i, dw)
+        else:
+            for i in range(tasks):
+                dots_task(s, z, src, dy, total, parts, i, space)
+            for i in range(filters):
+                add_dots(s, z, total, parts, i, dw)
 
 
-cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssize_t g, Py_ssize_t row, Py_ssize_t row_end,
-                    Py_ssize_t tile, Py_ssize_t tile_end, char *scratch) noexcept nogil:
-    """Some rows of the grid, counted over the batch, and some tiles of the filters of group g."""
+cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssize_t parts, Py_ssize_t task,
+                    char *scratch) noexcept nogil:
+    """A part of the grid's rows, counted over the batch, then a group, then a cut of the tiles of its filters."""
+    cdef Py_ssize_t cut = task % z.cuts, g = task // z.cuts % s.groups, part = task // z.cuts // s.groups
+    cdef Py_ssize_t row = s.N * s.rows * part // parts, row_end = s.N * s.rows * (part + 1) // parts
+    cdef Py_ssize_t tile = z.down * cut // z.cuts, tile_end = z.down * (cut + 1) // z.cuts
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real *strip = <real *> (scratch + aligned(z.products * sizeof(Py_ssize_t)))
     cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols, plane = s.Hd * s.Wd
@@ -410,6 +422,7 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
     cdef real *a[DOT_ROWS]
     cdef real *b[DOT_COLS]
     cdef unsigned int before = begin_task()
+    total += (part * s.groups + g) * z.down * z.across * z.size
     memset(total + tile * z.across * z.size, 0, (tile_end - tile) * z.across * z.size * sizeof(real))
     list_products(s, &z.strip, table)
     while row < row_end:
@@ -432,10 +445,10 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
     end_task(before)
 
 
-cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t part, Py_ssize_t parts, Py_ssize_t g, Py_ssize_t k,
-                   real *to) noexcept nogil:
-    """The parts' sums of filter k of group g, added in order."""
-    cdef Py_ssize_t t, p, first, cols, m
+cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t parts, Py_ssize_t filter, real *dw) noexcept nogil:
+    """The parts' sums of a filter, counted over the groups, added in order."""
+    cdef Py_ssize_t g = filter // s.K, k = filter % s.K, part = s.groups * z.down * z.across * z.size, t, p, first, cols, m
+    cdef real *to = dw + filter * z.products
     cdef real *at
     for t in range(z.across):
         first = z.products * t // z.across

@@ -485,10 +485,9 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
     cdef Py_ssize_t cuts = threads if z.cut else 1
     cdef Py_ssize_t shared = shared_numbers(s, &z)
-    cdef cnp.ndarray filters = memory.empty((s.groups * (shared + z.panels * NR),), dst.dtype)
-    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef cnp.ndarray workspace = memory.empty((forward_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef real *U = data(filters, like)
+    cdef real *U = <real *> (space + threads * z.scratch)
     cdef real *biases = U + s.groups * shared if bias is not None else NULL
     cdef real *given = data(bias, like) if bias is not None else NULL
     cdef real *x = data(src, like)
@@ -764,29 +763,43 @@ cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth, size = s.F * s.F * C * z.ld, i, p, g, f, c, k
-    cdef Py_ssize_t tasks = self.parts * s.groups * s.sources * z.down * z.across
-    cdef cnp.ndarray sums = memory.empty((self.parts * s.groups * size,), dw.dtype)
-    cdef cnp.ndarray workspace = memory.empty((threads * z.scratch,), "u1")
+    cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * s.sources * z.down * z.across, i
+    cdef Py_ssize_t sums = 0 if z.whole else s.groups * z.vectors
+    cdef cnp.ndarray workspace = memory.empty((gradient_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *x = data(src, like)
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
-    cdef real *result = data(sums, like)
-    cdef bint parallel = threads > 1 and <double> total * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK
+    cdef real *result = <real *> (space + threads * z.scratch)
     with nogil:
-        for i in prange(tasks, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
-            k, c = i % z.across, i // z.across % z.down
-            f, g = i // z.across // z.down % s.sources, i // z.across // z.down // s.sources % s.groups
-            p = i // z.across // z.down // s.sources // s.groups
-            sum_corner(s, &z, x, d, result + (p * s.groups + g) * size, out, g, f, z.vectors * c // z.down * lanes(like),
-                       least(C, z.vectors * (c + 1) // z.down * lanes(like)), z.panels * k // z.across * z.width,
-                       least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // self.parts,
-                       total * (p + 1) // self.parts, space + threadid() * z.scratch)
-        for i in prange(0 if z.whole else s.groups * z.vectors, num_threads=threads, schedule="static", use_threads_if=parallel):
-            g, c = i // z.vectors, i % z.vectors * lanes(like)
-            write_weights(result + g * size, s.groups * size, self.parts, z.ld, s.F * s.F, C, s.K, s.groups, out,
-                          s.dst[0].nchw, g, c, least(C, c + lanes(like)), 0, s.K)
+        if threads > 1 and <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK:
+            for i in prange(tasks, num_threads=threads, schedule="dynamic"):
+                corner_task(s, &z, x, d, result, out, parts, i, space + threadid() * z.scratch)
+            for i in prange(sums, num_threads=threads, schedule="static"):
+                sums_task(s, &z, result, out, parts, i)
+        else:
+            for i in range(tasks):
+                corner_task(s, &z, x, d, result, out, parts, i, space)
+            for i in range(sums):
+                sums_task(s, &z, result, out, parts, i)
+
+
+cdef void corner_task(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i,
+                      char *scratch) noexcept nogil:
+    """Task i: a part of the tiles, then a group, then a phase, then a corner of its channels and filters."""
+    cdef Py_ssize_t k = i % z.across, c = i // z.across % z.down, f = i // z.across // z.down % s.sources, VL = lanes(src)
+    cdef Py_ssize_t g = i // z.across // z.down // s.sources % s.groups, p = i // z.across // z.down // s.sources // s.groups
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth
+    sum_corner(s, z, src, dy, result + (p * s.groups + g) * s.F * s.F * C * z.ld, dw, g, f, z.vectors * c // z.down * VL,
+               least(C, z.vectors * (c + 1) // z.down * VL), z.panels * k // z.across * z.width,
+               least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // parts, total * (p + 1) // parts, scratch)
+
+
+cdef void sums_task(Shape *s, Corners *z, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """Task i: the sums of a group, then of a vector of its channels."""
+    cdef Py_ssize_t C = s.src[0].depth, size = s.F * s.F * C * z.ld, g = i // z.vectors, c = i % z.vectors * lanes(dw)
+    write_weights(result + g * size, s.groups * size, parts, z.ld, s.F * s.F, C, s.K, s.groups, dw, s.dst[0].nchw, g, c,
+                  least(C, c + lanes(dw)), 0, s.K)
 
 
 cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
