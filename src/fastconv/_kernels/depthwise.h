@@ -355,36 +355,55 @@ static void CAT(dw_plane)(ptrdiff_t step, const REAL *x, ptrdiff_t H, ptrdiff_t 
 }
 
 /* Rows r to r_end of the gradient by the picture for steps of 2, from dy of H x W: dx[r][2q + b] = sum over the taps that
- * meet it, (r + top - i) and (b + left - j) even, of w[i][j] * dy[(r + top - i) / 2][q + (b + left - j) / 2]. */
+ * meet it, (r + top - i) and (b + left - j) even, of w[i][j] * dy[(r + top - i) / 2][q + (b + left - j) / 2]. Of a row of dy
+ * two places are met, one column apart; a row of dx meets two rows of dy, and the next row of dx the later one of them, so
+ * that `some_rows` of a vector are made one after the other: as many as may be, or one where dx is not kept by any cache. */
+typedef struct { VEC at[2]; int inside; } CAT(dw_met);
+INLINE CAT(dw_met) CAT(dw_meet_row)(const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff_t row, ptrdiff_t q, const CAT(dw_lanes) *lanes) {
+    CAT(dw_met) met = {{CAT(splat)(0), CAT(splat)(0)}, row >= 0 && row < H};
+    if (met.inside) UNROLL for (int k = 0; k < 2; k++) met.at[k] = CAT(dw_load_lanes)(dy + row * W + q + k, lanes[k]);
+    return met;
+}
+/* Adds what the taps of a window row meet to the even and the odd columns: taps 2, 1 and 0 from left to right. */
+INLINE void CAT(dw_add_row)(const int odd, const CAT(dw_met) *met, const VEC *wt, VEC *acc) {
+    if (!met->inside) return;
+    acc[odd] = CAT(fma)(wt[0], met->at[1], acc[odd]);
+    acc[!odd] = CAT(fma)(wt[1], met->at[!odd], acc[!odd]);
+    acc[odd] = CAT(fma)(wt[2], met->at[0], acc[odd]);
+}
 INLINE void CAT(dw_plane_back_body)(const int odd, const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
-                                    const REAL *w, REAL *dx, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end) {
+                                    const REAL *w, REAL *dx, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, ptrdiff_t some_rows) {
+    const ptrdiff_t offset = (odd + left) / 2 - 1; /* the first of the two places */
     VEC wt[9];
     UNROLL for (int t = 0; t < 9; t++) wt[t] = CAT(splat)(w[t]);
-    for (ptrdiff_t row = r; row < r_end; row++) {
+    for (ptrdiff_t begin = r; begin < r_end; begin += some_rows) {
+        const ptrdiff_t end = begin + some_rows < r_end ? begin + some_rows : r_end;
         for (ptrdiff_t q = 0; 2 * q < width; q += VL) {
-            VEC acc[2] = {CAT(splat)(0), CAT(splat)(0)}; /* even and odd columns */
-            prefetch(dy + (row + 8) / 2 * W + q);
-            UNROLL for (int j = 0; j < 3; j++) {
-                const ptrdiff_t at = q + (((odd + j) & 1) + left - j) / 2;
-                const CAT(dw_lanes) lanes = CAT(dw_inside)(at, W, VL);
-                UNROLL for (int i = 0; i < 3; i++) {
-                    const ptrdiff_t twice = row + top - i;
-                    if (twice < 0 || twice % 2 || twice / 2 >= H) continue;
-                    const VEC v = CAT(dw_load_lanes)(dy + twice / 2 * W + at, lanes);
-                    acc[(odd + j) & 1] = CAT(fma)(wt[i * 3 + j], v, acc[(odd + j) & 1]);
+            const ptrdiff_t at = q + offset, some = width - 2 * q;
+            const CAT(dw_lanes) lanes[2] = {CAT(dw_inside)(at, W, VL), CAT(dw_inside)(at + 1, W, VL)};
+            CAT(dw_met) later = CAT(dw_meet_row)(dy, H, W, (begin + top + 1) / 2 - 1, at, lanes);
+            for (ptrdiff_t row = begin; row < end; row++) {
+                VEC acc[2] = {CAT(splat)(0), CAT(splat)(0)}; /* even and odd columns */
+                if ((row + top) % 2) {
+                    CAT(dw_add_row)(odd, &later, wt + 3, acc);
+                } else {
+                    const CAT(dw_met) earlier = later;
+                    later = CAT(dw_meet_row)(dy, H, W, (row + top) / 2, at, lanes);
+                    prefetch(dy + ((row + top) / 2 + 8) * W + q);
+                    CAT(dw_add_row)(odd, &later, wt, acc);
+                    CAT(dw_add_row)(odd, &earlier, wt + 6, acc);
                 }
+                REAL *to = dx + row * width + 2 * q;
+                CAT(dw_store)(to, DW_LOW(acc[0], acc[1]), some);
+                if (some > VL) CAT(dw_store)(to + VL, DW_HIGH(acc[0], acc[1]), some - VL);
             }
-            REAL *to = dx + row * width + 2 * q;
-            const ptrdiff_t some = width - 2 * q;
-            CAT(dw_store)(to, DW_LOW(acc[0], acc[1]), some);
-            if (some > VL) CAT(dw_store)(to + VL, DW_HIGH(acc[0], acc[1]), some - VL);
         }
     }
 }
 static void CAT(dw_plane_back)(const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w, REAL *dx,
-                               ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end) {
-    if (left % 2) CAT(dw_plane_back_body)(1, dy, H, W, top, left, w, dx, width, r, r_end);
-    else CAT(dw_plane_back_body)(0, dy, H, W, top, left, w, dx, width, r, r_end);
+                               ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, ptrdiff_t some_rows) {
+    if (left % 2) CAT(dw_plane_back_body)(1, dy, H, W, top, left, w, dx, width, r, r_end, some_rows);
+    else CAT(dw_plane_back_body)(0, dy, H, W, top, left, w, dx, width, r, r_end, some_rows);
 }
 
 /* acc[t][lane] += dy * x under tap t, for a vector of ROWS rows of dy from (begin, o) on. */

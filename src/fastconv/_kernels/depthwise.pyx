@@ -35,9 +35,9 @@ cdef extern from "depthwise.h" nogil:
                       const double *w, Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end,
                       const double *bias, int relu)
     void dw_plane_back_f32(const float *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w, float *dx,
-                           Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end)
+                           Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, Py_ssize_t some_rows)
     void dw_plane_back_f64(const double *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
-                           double *dx, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end)
+                           double *dx, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, Py_ssize_t some_rows)
     void dw_plane_grad_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
                            const float *dy, Py_ssize_t height, Py_ssize_t width, float *total)
     void dw_plane_grad_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
@@ -57,6 +57,7 @@ cdef enum:
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
+    BACK_ROWS = 16         # of dx that are made side by side, where some cache keeps it
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
 ctypedef const float *cfloat
@@ -460,6 +461,7 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     """Forward (x is read, y written) and grad_x (dy is read, dx written); with few planes each is cut into bands of rows."""
     cdef Py_ssize_t bands = max(1, min(4 * threads // max(1, N * D), h.n_out // 8)), item, plane, band, r, r_end
     cdef Py_ssize_t first = 8 if h.back else 0, w_step = -1 if h.back else 1
+    cdef Py_ssize_t rows = 1 if N * D * h.n_out * v.n_out * <Py_ssize_t> sizeof(real) > STREAM else BACK_ROWS
     cdef real *b
     cdef real *one
     cdef real *read
@@ -475,9 +477,9 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                 one, read, made = w + plane % D * 9, x + plane * h.n_in * v.n_in, y + plane * h.n_out * v.n_out
                 if h.back and h.S == 2:
                     if real is float:
-                        dw_plane_back_f32(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end)
+                        dw_plane_back_f32(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end, rows)
                     else:
-                        dw_plane_back_f64(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end)
+                        dw_plane_back_f64(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end, rows)
                 elif real is float:
                     dw_plane_f32(h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r, r_end,
                                  b, relu)

@@ -374,32 +374,45 @@ cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ss
                             Py_ssize_t k_end, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
                             real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + slot * ld + filter - k]."""
-    cdef Py_ssize_t VL = lanes(dst), i, j, v, b, row, col, rows, cols
+    cdef Py_ssize_t VL = lanes(dst), v, c, rows, cols
     cdef Rectangle a
     cdef Slots z = slots_of(s, q, q_end)
-    cdef real *y
-    cdef bint direct, stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
+    cdef bint stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
-        rows, cols = a.rows * s.m, a.cols * s.m
+        rows, cols = a.rows - a.cut_rows, a.cols - a.cut_cols
         for v in range(ceil_div(k_end - k, VL)):
-            b = k + v * VL
-            direct = (not p.nchw and b + VL <= p.depth and not a.cut_rows and not a.cut_cols and a.h + rows <= p.H
-                      and a.w + cols <= p.W)
-            if direct:
-                y, col, row = pixel(p, dst, a.n, g, a.h, a.w, b), p.col, p.row
-            else:
-                y, col, row = patch, VL, cols * VL
-            # A tile that begins a pixel earlier is written over there by the tile before it: so the last one comes first.
-            for i in range(a.rows - 1, -1, -1):
-                for j in range(a.cols - 1, -1, -1):
-                    winograd_result(<int> s.n, <int> s.m, M + slot(&z, &a, i, j) * ld + b - k, step,
-                                    y + row_of(s, &a, i) * row + col_of(s, &a, j) * col, row, col,
-                                    bias + b if bias != NULL else NULL, relu, direct and stream)
-            if not direct:
-                store_patch(p, dst, a.n, g, a.h, a.w, a.i * s.m - a.h, a.j * s.m - a.w, rows, cols, b, patch)
+            c = k + v * VL
+            if p.nchw or c + VL > p.depth:
+                rows = cols = 0
+            put_results(s, p, dst, g, &a, &z, 0, rows, 0, cols, c, M + v * VL, ld, step, bias, relu, True, stream, patch)
+            put_results(s, p, dst, g, &a, &z, 0, rows, cols, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+            put_results(s, p, dst, g, &a, &z, rows, a.rows, 0, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
         pass_by(&z, &a)
         q += a.rows * a.cols
+
+
+cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *a, Slots *z, Py_ssize_t i, Py_ssize_t i_end,
+                      Py_ssize_t j, Py_ssize_t j_end, Py_ssize_t c, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
+                      bint direct, bint stream, real *patch) noexcept nogil:
+    """The same of VL filters from c on and some rows and columns of a rectangle, written `direct` to the picture, or to a patch."""
+    cdef Py_ssize_t VL = lanes(dst), h = a.h + row_of(s, a, i), w = a.w + col_of(s, a, j), row, col, u, v
+    cdef Py_ssize_t rows = (i_end - i) * s.m, cols = (j_end - j) * s.m
+    cdef real *y = patch
+    if i == i_end or j == j_end:
+        return
+    if direct:
+        y, col, row = pixel(p, dst, a.n, g, h, w, c), p.col, p.row
+    else:
+        col, row = VL, cols * VL
+    # A tile that begins a pixel earlier is written over there by the tile before it: so the last one comes first.
+    for u in range(i_end - 1, i - 1, -1):
+        for v in range(j_end - 1, j - 1, -1):
+            winograd_result(<int> s.n, <int> s.m, M + slot(z, a, u, v) * ld, step,
+                            y + (a.h + row_of(s, a, u) - h) * row + (a.w + col_of(s, a, v) - w) * col, row, col,
+                            bias + c if bias != NULL else NULL, relu, stream)
+    if not direct:
+        store_patch(p, dst, a.n, g, h, w, (a.i + i) * s.m - h, (a.j + j) * s.m - w, rows, cols, c, patch)
 
 
 # ---------------------------------------------------------------- forward and grad_x
