@@ -456,6 +456,18 @@ static void CAT(dw_plane_grad)(ptrdiff_t step, const REAL *x, ptrdiff_t H, ptrdi
     else CAT(dw_plane_grad_body)(2, x, H, W, top, left, dy, height, width, total);
 }
 
+/* out[t] = sum over parts p and lanes of sums[p * part + t * VL + lane], for each of the taps. */
+static void CAT(dw_add_lanes)(REAL *out, const REAL *sums, ptrdiff_t taps, ptrdiff_t parts, ptrdiff_t part) {
+    for (ptrdiff_t t = 0; t < taps; t += VL) {
+        VEC v[VL];
+        UNROLL for (int k = 0; k < VL; k++) {
+            v[k] = t + k < taps ? CAT(load)(sums + (t + k) * VL) : CAT(splat)(0);
+            for (ptrdiff_t p = 1; p < parts && t + k < taps; p++) v[k] = CAT(add)(v[k], CAT(load)(sums + p * part + (t + k) * VL));
+        }
+        CAT(store_part)(out + t, CAT(add_lanes)(v), taps - t);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------- staged planes */
 
 /* y[i] = bias + sum over taps of w[t] * x[t][i] for a block of vectors that begins at `at`. */

@@ -42,6 +42,8 @@ cdef extern from "depthwise.h" nogil:
                            const float *dy, Py_ssize_t height, Py_ssize_t width, float *total)
     void dw_plane_grad_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
                            const double *dy, Py_ssize_t height, Py_ssize_t width, double *total)
+    void dw_add_lanes_f32(float *out, const float *sums, Py_ssize_t taps, Py_ssize_t parts, Py_ssize_t part)
+    void dw_add_lanes_f64(double *out, const double *sums, Py_ssize_t taps, Py_ssize_t parts, Py_ssize_t part)
     void dw_dot_f32(Py_ssize_t taps, const float **x, const float *dy, Py_ssize_t n, float *acc)
     void dw_dot_f64(Py_ssize_t taps, const double **x, const double *dy, Py_ssize_t n, double *acc)
     void dw_deal_f32(float *dst, Py_ssize_t step, const float *src, Py_ssize_t n, Py_ssize_t S)
@@ -490,14 +492,20 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     return 0
 
 
+cdef inline void add_lanes(real *dw, real *sums, Py_ssize_t taps, Py_ssize_t parts, Py_ssize_t part) noexcept nogil:
+    if real is float:
+        dw_add_lanes_f32(dw, sums, taps, parts, part)
+    else:
+        dw_add_lanes_f64(dw, sums, taps, parts, part)
+
+
 cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, int threads) except -1:
     """A channel, and a fixed share of the images, at a time."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), parts = max(1, min(N, PARTS // D)), own = 9 * lanes
     cdef real *sums = <real *> malloc((D * parts * own) * sizeof(real))
-    cdef Py_ssize_t item, c, part, n, t, i
+    cdef Py_ssize_t item, c, part, n
     cdef unsigned int before = 0
     cdef real *total
-    cdef real one
     if sums is NULL:
         raise MemoryError
     with nogil:
@@ -514,14 +522,9 @@ cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                     else:
                         dw_plane_grad_f64(h.in_step, x + (n * D + c) * h.n_in * v.n_in, h.n_in, v.n_in, -h.near, -v.near,
                                           dy + (n * D + c) * h.n_out * v.n_out, h.n_out, v.n_out, total)
+            for c in prange(D, schedule="static"):
+                add_lanes(dw + c * 9, sums + c * parts * own, 9, parts, own)
             end_task(before)
-        for c in range(D):
-            for t in range(9):
-                one = 0
-                for part in range(parts):
-                    for i in range(lanes):
-                        one = one + sums[(c * parts + part) * own + t * lanes + i]
-                dw[c * 9 + t] = one
     free(sums)
     return 0
 
@@ -847,18 +850,13 @@ cdef void stage_dy(Stage *s, real *dst, real *dy, Py_ssize_t q) noexcept nogil:
             memset(dst + r * s.pitch, 0, s.v.n_out * sizeof(real))
 
 
-cdef bint add_lanes(real *dw, real *acc, Py_ssize_t taps) noexcept nogil:
-    """dw[t] = sum of the lanes of acc[t]; tells whether all are finite."""
-    cdef Py_ssize_t t, i, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
-    cdef bint finite = True
-    cdef real total
-    for t in range(taps):
-        total = 0
-        for i in range(lanes):
-            total += acc[t * lanes + i]
-        dw[t] = total
-        finite = finite and total - total == 0
-    return finite
+cdef inline bint finite(real *numbers, Py_ssize_t n) noexcept nogil:
+    """Whether all are."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if numbers[i] - numbers[i] != 0:
+            return False
+    return True
 
 
 cdef void channel_grads(Stage *s, Py_ssize_t *offset, void **lists, real *staged, real *acc, real *dy,
@@ -903,7 +901,7 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
             free(sums)
         raise MemoryError
     cdef Py_ssize_t item, part, c, channels, unit, p, n, q, i
-    cdef bint finite, by_rows
+    cdef bint by_rows
     cdef unsigned int before = 0
     cdef real *staged
     cdef real *acc
@@ -931,8 +929,8 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                             stage(&s, staged + p * s.size, x + (n * D + c + p) * h.n_in * v.n_in, q)
                         channel_grads(&s, offset, <void **> (scratch + threadid() * own), staged, acc,
                                       dy + (n * D + c) * m * h.n_out * v.n_out, channels, q, by_rows)
-                    finite = add_lanes(result, acc, channels * m * taps)
-                    if finite or by_rows:
+                    add_lanes(result, acc, channels * m * taps, 1, 0)
+                    if by_rows or finite(result, channels * m * taps):
                         break
                     by_rows = True
             end_task(before)
