@@ -302,20 +302,15 @@ def _direct(p: Problem) -> Job:
     if p.direction == "grad_w":
         return _gradient_job(_weight_gradient(p), p)
     depth, p = p.D1, _folded(p)
-    gathers = [forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p)
-    itemsize = _itemsize(p)
+    gathers = _kernels.kernel("conv").Gathers([forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p))
+    job = Job(gathers.run, lambda threads: gathers.workspace(_itemsize(p), threads))
+    if p.direction == "fwd" or p.D1 == depth:
+        return job
 
-    def workspace(threads: int) -> int:
-        return max([gather.workspace(itemsize, threads) for gather in gathers])
+    def grad_x(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
+        job.run(dy, w, bias if bias is None else np.tile(bias, p.D1 // depth), dx, relu, threads)
 
-    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
-        space = memory.empty((workspace(threads),), "u1")
-        if bias is not None and p.direction == "grad_x" and p.D1 > depth:
-            bias = np.tile(bias, p.D1 // depth)
-        for i, gather in enumerate(gathers):
-            gather.run(src, w, bias, dst, relu, threads, space, i == 0)
-
-    return Job(run, workspace)
+    return job._replace(run=grad_x)
 
 
 def _gradient_job(gradient: Any, p: Problem) -> Job:

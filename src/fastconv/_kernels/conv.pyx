@@ -29,6 +29,8 @@ from fastconv._kernels.tiles cimport (
     tile_by_table, tile_height, transpose,
 )
 
+from fastconv._kernels import memory
+
 cnp.import_array()
 
 cdef enum:
@@ -67,21 +69,50 @@ cdef class Gather:
         self.s.merged = merged
         self.s.across, self.s.by_filters = transposed != filters_first, filters_first and window > 1
 
+
+@cython.final
+cdef class Gathers:
+    """Those of one convolution. They use one workspace, one after the other: what all read of the weights stays in it."""
+    cdef list each
+
+    def __init__(self, list each):
+        self.each = each
+
     def workspace(self, Py_ssize_t itemsize, int threads):
-        """Bytes that `run` needs: packed weights and each thread's scratch."""
-        return gather_bytes[float](self, threads, NULL) if itemsize == 4 else gather_bytes[double](self, threads, NULL)
+        """Bytes that `run` allocates: packed weights and each thread's scratch."""
+        return most_bytes[float](self.each, threads, NULL) if itemsize == 4 else most_bytes[double](self.each, threads, NULL)
 
-    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads, cnp.ndarray space,
-            bint fresh):
-        """Write the grid's pixels of dst; bias may be None; space has the bytes that `workspace` tells.
-
-        The gathers of one grad_x may use one space, one after the other; all but the first are not `fresh`: what they all read
-        of the weights is in it.
-        """
+    def run(self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads):
+        """Write the grids' pixels of dst; bias may be None."""
         if cnp.PyArray_TYPE(dst) == cnp.NPY_FLOAT32:
-            run_gather[float](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), fresh, NULL)
+            run_gathers[float](self.each, src, w, bias, dst, relu, threads, NULL)
         else:
-            run_gather[double](self, src, w, bias, dst, relu, threads, <char *> cnp.PyArray_DATA(space), fresh, NULL)
+            run_gathers[double](self.each, src, w, bias, dst, relu, threads, NULL)
+
+
+cdef Py_ssize_t most_bytes(list gathers, int threads, real *like):
+    cdef Py_ssize_t bytes = 0
+    cdef Gather gather
+    for gather in gathers:
+        bytes = most(bytes, gather_bytes(gather, threads, like))
+    return bytes
+
+
+cdef run_gathers(list gathers, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
+                 real *like):
+    cdef cnp.ndarray workspace = memory.empty((most_bytes(gathers, threads, like),), "u1")
+    cdef char *space = <char *> cnp.PyArray_DATA(workspace)
+    cdef char *scratch
+    cdef real *b = NULL if bias is None else data(bias, like)
+    cdef bint fresh = True
+    cdef Gather gather
+    for gather in gathers:
+        scratch = space + packed_bytes(gather, threads, like)
+        if gather.nchw:
+            gather_nchw(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
+        else:
+            gather_nhwc(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
+        fresh = False
 
 
 cdef Py_ssize_t packed_bytes(Gather self, int threads, real *like) noexcept:
@@ -106,16 +137,6 @@ cdef Py_ssize_t gather_bytes(Gather self, int threads, real *like) noexcept:
     if self.nchw:
         return packed + threads * (plan_planes(&self.s, threads, like).scratch or plan_panels(&self.s, threads, like).scratch)
     return packed + threads * plan_chunks(&self.s, threads, like).scratch
-
-
-cdef run_gather(Gather self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
-                char *space, bint fresh, real *like):
-    cdef real *b = NULL if bias is None else data(bias, like)
-    cdef char *scratch = space + packed_bytes(self, threads, like)
-    if self.nchw:
-        gather_nchw(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
-    else:
-        gather_nhwc(self, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
 
 
 # ---------------------------------------------------------------- depth-last: rows of the tile are pixels
@@ -272,7 +293,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
 cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel) noexcept nogil:
     """b[t][c][j] = weight of channel c and filter panel*NR + j under tap t, of weights whose taps lie side by side."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, c, i, j, n
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, c, u, i, j, n
     cdef real turned[16 * 32]  # [channel and tap][filter]
     if cols < NR:
         memset(b, 0, s.T * s.C * NR * sizeof(real))
@@ -283,7 +304,7 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
                 copy(b + (t * s.C + c) * NR, w + c * s.K * s.window + s.tap[t], cols, s.window)
         return
     w += (g * s.K + k) * s.C * s.window  # it is (groups*K, C, F*F)
-    if s.T < s.window:
+    if 4 * s.T < s.window:  # so few are wanted that each is fetched by itself
         for t in range(s.T):
             for c in range(0, s.C, 16):
                 n = least(16, s.C - c)
@@ -291,16 +312,18 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
                     copy(turned + j * 16, w + (j * s.C + c) * s.window + s.tap[t], n, s.window)
                 transpose(b + (t * s.C + c) * NR, NR, turned, 16, cols, n)
         return
-    c = t = i = 0
-    while i < s.C * s.T:
-        n = least(lanes(w), s.C * s.T - i)
-        transpose(turned, NR, w + i, s.C * s.T, cols, n)
+    c = t = u = i = 0
+    while i < s.C * s.window:
+        n = least(lanes(w), s.C * s.window - i)
+        transpose(turned, NR, w + i, s.C * s.window, cols, n)
         i += n
         for j in range(n):
-            copy(b + (t * s.C + c) * NR, turned + j * NR, cols, 1)
+            if u < s.T and s.tap[u] == t:
+                copy(b + (u * s.C + c) * NR, turned + j * NR, cols, 1)
+                u += 1
             t += 1
-            if t == s.T:
-                t, c = 0, c + 1
+            if t == s.window:
+                t, u, c = 0, 0, c + 1
 
 
 cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
