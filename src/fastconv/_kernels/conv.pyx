@@ -36,6 +36,7 @@ cnp.import_array()
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
+    AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
 
@@ -201,7 +202,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Share shares[SHARES]
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
-    s.ahead = bytes_met(s, src) > STREAM and s.T == s.stride_h == s.stride_w == 1 and not s.merged
+    s.ahead = bytes_met(s, src) > AHEAD and s.T == s.stride_h == s.stride_w == 1 and not s.merged
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
             for i in prange(packs, num_threads=threads, schedule="static"):
