@@ -202,7 +202,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Share shares[SHARES]
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
-    s.ahead = bytes_met(s, src) > AHEAD and s.T == s.stride_h == s.stride_w == 1 and not s.merged
+    s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
             for i in prange(packs, num_threads=threads, schedule="static"):
@@ -390,20 +390,29 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
             for m in range(rows):
                 target[m] = c[i * TILE_MR + m] + panel * NR
             if s.ahead and panel == panel_end - 1:
-                for m in range(rows):
-                    fetch_pixel(a[i * TILE_MR + m] + (hi - lo) * s.groups * s.C, s.C)
+                fetch_pixels(s, src, g, hi + first, rows)
             tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
                          least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
 
 
-cdef inline void fetch_pixel(real *at, Py_ssize_t n) noexcept nogil:
-    """Calls for n channels into the second-level cache."""
-    cdef Py_ssize_t i = 0
-    while i < n:
-        prefetch_low(at + i)
-        i += lanes(at)
+cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t some) noexcept nogil:
+    """Calls for the channels of some pixels from pixel q of the grid on, counted over the batch, under the only tap."""
+    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, n = q // s.cols // s.rows, h, w, c
+    cdef real *at
+    while some > 0 and n < s.N:
+        h, w = i * s.stride_h + s.dh[0], j * s.stride_w + s.dw[0]
+        at = src + ((n * s.Hs + h) * s.Ws + w) * s.groups * s.C + g * s.C
+        c = 0 if 0 <= h < s.Hs and 0 <= w < s.Ws else s.C
+        while c < s.C:
+            prefetch_low(at + c)
+            c += lanes(src)
+        some, j = some - 1, j + 1
+        if j == s.cols:
+            i, j = i + 1, 0
+            if i == s.rows:
+                n, i = n + 1, 0
 
 
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
