@@ -380,7 +380,9 @@ cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ss
     cdef bint stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
-        rows, cols = a.rows - a.cut_rows, a.cols - a.cut_cols
+        # Tiles that the picture's edge does not cut; a phase of dx may end earlier than the tiles of the largest one.
+        rows = least(a.rows - a.cut_rows, most(0, p.H - a.h) // s.m)
+        cols = least(a.cols - a.cut_cols, most(0, p.W - a.w) // s.m)
         for v in range(ceil_div(k_end - k, VL)):
             c = k + v * VL
             if p.nchw or c + VL > p.depth:
