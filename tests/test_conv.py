@@ -44,6 +44,12 @@ LARGE = [
     Problem("large 3x3 stride 2 of tiles cut on the right and below", 2, 26, 20, 24, 40, S=2, P=1),
     Problem("large first layer of long rows", 3, 40, 350, 2, 7, P=1),
     Problem("large first layer of long rows, stride 2, grouped", 2, 41, 330, 4, 10, 5, S=2, P=2, groups=2),
+    # Few filters under many channels, or few channels under many filters: vectors run along the others
+    Problem("large 3x3 of three filters", 2, 13, 14, 37, 3, P=1),
+    Problem("large 1x1 of two filters", 2, 9, 11, 33, 2, 1),
+    Problem("large 3x3 stride 2 of one filter", 2, 11, 9, 16, 1, S=2, P=1),
+    Problem("large 4x4 stride 2 of four channels", 2, 12, 10, 4, 36, 4, S=2, P=1),
+    Problem("large 5x5 of three channels", 1, 9, 26, 3, 40, 5, P=2),
     # Small pictures, which depth-first are turned over, but not their weights; or whose window is the whole picture
     Problem("large 3x3 stride 2 of a few pixels", 3, 4, 4, 70, 40, S=2, P=1),
     Problem("large 5x5 of four pixels, some taps unused, grouped", 3, 2, 2, 80, 72, 5, P=2, groups=2),

@@ -158,3 +158,9 @@ def test_a_thread_takes_four_megabytes_at_most(isa):
         plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction=direction, layout=layout, **p.how)
         each = (plan.job.workspace(8) - plan.job.workspace(1)) / 7
         assert each <= 4 << 20, f"{p} {direction} {layout}: {each} bytes"
+
+
+def test_no_pictures_have_a_plan_like_others(isa):
+    for direction in ("fwd", "grad_x", "grad_w"):
+        plan = fc.explain((0, 8, 8, 64), (3, 3, 64, 64), direction=direction, P=1, method="winograd")
+        assert plan.workspace_bytes >= 0 == plan.flops

@@ -421,8 +421,19 @@ def _direct_cycles(p: Problem) -> float:
         taps = Fw if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
-        return Fh * Fw * _product(p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1]), K, D, p)
-    return _product(p.N * H2 * W2, Fh * Fw * D, K, p)
+        pixels = p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1])
+        return _few_cycles(pixels, Fh * Fw, K, D, p) or Fh * Fw * _product(pixels, K, D, p)
+    pixels = p.N * H2 * W2
+    return _few_cycles(pixels, Fh * Fw, D, K, p) or _product(pixels, Fh * Fw * D, K, p)
+
+
+def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:
+    """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
+    kernels = _kernels.kernel("conv")
+    VL = kernels.VECTOR // _itemsize(p)
+    if p.nchw or p.groups > 1 or filters > kernels.FEW or channels < VL:
+        return 0
+    return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
 
 
 def _im2col_cycles(p: Problem) -> float:

@@ -24,9 +24,9 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
 )
 from fastconv._kernels.tiles cimport (
-    Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
+    DOT_COLS, DOT_ROWS, Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
     least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take, tile_and_keep, tile_by_rows,
-    tile_by_table, tile_height, transpose,
+    tile_by_table, tile_height, tile_of_few, transpose,
 )
 
 from fastconv._kernels import memory
@@ -41,7 +41,7 @@ cdef enum:
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
 
 
-VECTOR, MR = VECTOR_BYTES, TILE_MR  # for the arithmetic that chooses a method
+VECTOR, MR, FEW = VECTOR_BYTES, TILE_MR, DOT_ROWS  # for the arithmetic that chooses a method
 
 
 @cython.final
@@ -154,6 +154,11 @@ cdef struct Chunks:
     Py_ssize_t step                   # numbers from one row of weights to the next
 
 
+cdef inline bint few(Shape *s, real *like) noexcept nogil:
+    """Whether there are so few filters that vectors along them would be nearly empty, and channels enough for vectors."""
+    return s.groups == 1 and s.K <= DOT_ROWS and s.C >= lanes(like) and not s.merged
+
+
 cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
     """At least so many tasks and one, as many for each thread."""
     return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
@@ -164,7 +169,9 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
     z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
     z.passing = 0
-    z.in_place = (s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
+    if few(s, like):
+        z.panel_size = s.T * ceil_div(s.C, lanes(like)) * s.K * lanes(like)
+    z.in_place = (not few(s, like) and s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
                   and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
     z.step = s.K if z.in_place else NR
     if z.in_place:
@@ -186,7 +193,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
-    z.scratch = pixel_scratch(s, pixels if z.passing else z.chunk, sizeof(real)) + z.passing * (PASSING + 1) * NR * sizeof(real)
+    z.scratch = pixel_scratch(s, pixels if z.passing else z.chunk, like) + z.passing * (PASSING + 1) * NR * sizeof(real)
     return z
 
 
@@ -195,11 +202,12 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
-    cdef Py_ssize_t packs = 0 if z.passing or z.in_place else s.groups * z.panels * (1 if s.by_filters else s.T)
+    cdef Py_ssize_t packs = 0 if z.passing or z.in_place else s.groups * z.panels * (1 if s.by_filters and not few(s, src) else s.T)
     cdef Py_ssize_t tasks = z.cuts * z.chunks * s.groups
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
+    s.few = few(s, src)
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
@@ -235,7 +243,9 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
 cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noexcept nogil:
     """Task i: a group, then a panel, then a tap, but where taps are packed all at once."""
     cdef Shape *s = &self.s
-    if s.by_filters:
+    if few(s, w):
+        pack_few(self, w, b + i * (z.panel_size // s.T), i)
+    elif s.by_filters:
         pack_taps(self, w, b + i * z.panel_size, i // z.panels, i % z.panels)
     else:
         pack_panel(self, w, b + i * s.C * 2 * lanes(w), i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
@@ -255,7 +265,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
                        Py_ssize_t panel, char *scratch) noexcept nogil:
     """All pixels of some panels of group g, whose weights are packed here, used and forgotten."""
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, t, i, m, p, n, rows
-    cdef Py_ssize_t blocks = ceil_div(pixels, pixels_a_tile(s, sizeof(real)))
+    cdef Py_ssize_t blocks = ceil_div(pixels, pixels_a_tile(s, src))
     cdef Py_ssize_t end = least(z.panels, panel + z.passing), c = 0, first, some
     cdef real **a = <real **> scratch
     cdef real **target = a + blocks * s.T * TILE_MR
@@ -289,6 +299,18 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
                     tile_by_rows(rows, 1, n, at, b + (p - panel) * (PASSING + 1) * NR, NR, to, least(NR, s.K - p * NR), &e)
             c += n
     end_task(before)
+
+
+cdef void pack_few(Gather self, real *w, real *b, Py_ssize_t t) noexcept nogil:
+    """b[vector of channels][filter][lane] = the weights of one tap, as `tile_of_few` reads them; zeros where there are none."""
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t VL = lanes(w), c, k, unit = s.window if self.filters_first else 1
+    cdef Py_ssize_t next_c = unit * (1 if s.across else s.K), next_k = unit * (s.C if s.across else 1)
+    w += s.tap[t] * (1 if self.filters_first else s.C * s.K)
+    memset(b, 0, ceil_div(s.C, VL) * s.K * VL * sizeof(real))
+    for c in range(s.C):
+        for k in range(s.K):
+            b[(c // VL * s.K + k) * VL + c % VL] = w[c * next_c + k * next_k]
 
 
 cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel) noexcept nogil:
@@ -347,12 +369,14 @@ cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pan
         copy(b + i * NR, w + i * row, cols, 1)
 
 
-cdef inline Py_ssize_t pixels_a_tile(Shape *s, Py_ssize_t itemsize) noexcept nogil:
-    return TILE_MR if s.merged else tile_height(s.stride_w * s.groups * s.C * itemsize)
+cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:
+    if few(s, like):
+        return TILE_MR // DOT_COLS * DOT_COLS
+    return TILE_MR if s.merged else tile_height(s.stride_w * s.groups * s.C * sizeof(real))
 
 
-cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, Py_ssize_t itemsize) noexcept nogil:
-    cdef Py_ssize_t blocks = ceil_div(chunk, pixels_a_tile(s, itemsize)), runs = s.T // most(1, s.merged)
+cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, real *like) noexcept nogil:
+    cdef Py_ssize_t itemsize = sizeof(real), blocks = ceil_div(chunk, pixels_a_tile(s, like)), runs = s.T // most(1, s.merged)
     return aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
         strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) * s.C * s.groups * itemsize if s.merged else s.C * itemsize)
 
@@ -368,7 +392,7 @@ cdef Py_ssize_t strip_width(Shape *s) noexcept nogil:
 cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, of the filters in some panels of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, sizeof(real))), i, m, first, rows
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, rows
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
     cdef real **a = <real **> scratch
     cdef real **c = a + blocks * runs * TILE_MR
@@ -391,8 +415,11 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                 target[m] = c[i * TILE_MR + m] + panel * NR
             if s.ahead and panel == panel_end - 1:
                 fetch_pixels(s, src, g, hi + first, rows)
-            tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
-                         least(NR, s.K - panel * NR), &e)
+            if s.few:
+                tile_of_few(rows, s.K, runs, length, a + i * runs * TILE_MR, b, target, &e)
+            else:
+                tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
+                             least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
 
@@ -418,7 +445,7 @@ cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
                           real *zeros) noexcept nogil:
     """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
-    cdef Py_ssize_t blocks = ceil_div(hi - lo, pixels_a_tile(s, sizeof(real))), block, q = lo, end, m, some, depth = s.groups * s.C
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), block, q = lo, end, m, some, depth = s.groups * s.C
     cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
     for block in range(blocks):
         end = lo + (hi - lo) * (block + 1) // blocks

@@ -59,10 +59,12 @@
 #define DOT_ROWS 4
 #define DOT_COLS 6
 #define EACH_DOT(X) DOT_TILES_4(X) X(5) X(6)
+#define EACH_FEW DOT_TILES_4
 #else
 #define DOT_ROWS 3
 #define DOT_COLS 4
 #define EACH_DOT DOT_TILES_4
+#define EACH_FEW(X) X(1) X(2) X(3)
 #endif
 
 #include "task.h"

@@ -68,6 +68,16 @@ INLINE void CAT(store_part)(REAL *p, VEC v, ptrdiff_t n) {
 #endif
 }
 
+/* The same vector, in a register: else GCC may read it from memory again for each use, though it lies across two cache lines. */
+INLINE VEC CAT(once)(VEC v) {
+#if defined(__GNUC__) && defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__GNUC__) && defined(__SSE2__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
+
 /* Past the caches: for results so large that nobody finds them there again. p is a multiple of the vector's size. */
 INLINE void CAT(stream)(REAL *p, VEC v) {
 #if defined(__AVX512F__)

@@ -208,4 +208,62 @@ static inline void CAT(dot_tile)(ptrdiff_t cols, DOT_ARGUMENTS) { CAT(dots)[cols
 #undef LIST_DOT
 #undef DOT_ARGUMENTS
 #undef DOT_VALUES
+
+/* Third, for few filters: the products of the first with vectors along k, for at most DOT_COLS pixels and DOT_ROWS filters.
+ *
+ *     c[m][n] = act(bias[n] + sum over runs u, k < length of  a[u * MR + m][k] * B[u][k][n])
+ *
+ * b holds B as [run][vector of k][filter][lane], with zeros past the last k. */
+INLINE void CAT(few_step)(const int filters, const REAL *const *row, ptrdiff_t k, ptrdiff_t left, const REAL *b, VEC *acc) {
+    VEC w[DOT_ROWS];
+    UNROLL for (int n = 0; n < filters; n++) w[n] = CAT(load)(b + n * VL);
+    UNROLL for (int m = 0; m < DOT_COLS; m++) {
+        const VEC v = CAT(once)(CAT(load_part)(row[m] + k, left));
+        UNROLL for (int n = 0; n < filters; n++) acc[m * filters + n] = CAT(fma)(w[n], v, acc[m * filters + n]);
+    }
+}
+INLINE void CAT(few_body)(const int filters, ptrdiff_t pixels, ptrdiff_t runs, ptrdiff_t length, REAL *const *a, const REAL *b,
+                          REAL *const *c, const CAT(epilogue) *e) {
+    VEC acc[DOT_SIZE];
+    REAL sums[DOT_SIZE];
+    const ptrdiff_t n_sums = pixels * filters;
+    UNROLL for (int i = 0; i < DOT_SIZE; i++) /* the bias is one more number to add */
+        acc[i] = e->bias && i < DOT_COLS * filters ? CAT(load_part)(e->bias + i % filters, 1) : CAT(splat)(0);
+    for (ptrdiff_t u = 0; u < runs; u++, a += MR) {
+        const REAL *row[DOT_COLS];
+        UNROLL for (int m = 0; m < DOT_COLS; m++) row[m] = a[m < pixels ? m : pixels - 1];
+        ptrdiff_t k = 0;
+        for (; k + VL <= length; k += VL, b += filters * VL) CAT(few_step)(filters, row, k, VL, b, acc);
+        if (k == length) continue;
+        CAT(few_step)(filters, row, k, length - k, b, acc);
+        b += filters * VL;
+    }
+    const int side_by_side = c[pixels - 1] - c[0] == (pixels - 1) * filters;
+    UNROLL for (int i = 0; i < DOT_COLS * filters; i += VL) {
+        VEC v[VL];
+        UNROLL for (int k = 0; k < VL; k++) v[k] = acc[i + k];
+        v[0] = CAT(add_lanes)(v);
+        if (e->relu) v[0] = CAT(relu)(v[0]);
+        if (!side_by_side) CAT(store)(sums + i, v[0]);
+        else if (i < n_sums) CAT(store_part)(c[0] + i, v[0], n_sums - i);
+    }
+    for (ptrdiff_t i = 0; i < n_sums && !side_by_side; i++) c[i / filters][i % filters] = sums[i];
+}
+#define DEFINE_FEW(n) \
+    static void CAT(few_##n)(ptrdiff_t pixels, ptrdiff_t runs, ptrdiff_t length, REAL *const *a, const REAL *b, REAL *const *c, \
+                             const CAT(epilogue) *e) { \
+        CAT(few_body)(n, pixels, runs, length, a, b, c, e); \
+    }
+EACH_FEW(DEFINE_FEW)
+#define FEW_CASE(n) \
+    case n: CAT(few_##n)(pixels - m < DOT_COLS ? pixels - m : DOT_COLS, runs, length, a + m, b, c + m, e); break;
+/* Any number of pixels up to MR. */
+static inline void CAT(tile_of_few)(ptrdiff_t pixels, ptrdiff_t filters, ptrdiff_t runs, ptrdiff_t length, REAL *const *a,
+                                    const REAL *b, REAL *const *c, const CAT(epilogue) *e) {
+    for (ptrdiff_t m = 0; m < pixels; m += DOT_COLS) {
+        switch (filters) { EACH_FEW(FEW_CASE) }
+    }
+}
+#undef DEFINE_FEW
+#undef FEW_CASE
 #undef DOT_SIZE

@@ -47,6 +47,10 @@ cdef extern from "kernels.h" nogil:
                            Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_table_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, double *b, Py_ssize_t *table,
                            double **c, Py_ssize_t cols, epilogue_f64 *e)
+    void tile_of_few_f32(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, float **a, float *b, float **c,
+                         epilogue_f32 *e)
+    void tile_of_few_f64(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, double **a, double *b,
+                         double **c, epilogue_f64 *e)
     void dot_tile_f32(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, float **a, Py_ssize_t a_run,
                       Py_ssize_t a_step, float **b, Py_ssize_t b_run, Py_ssize_t b_step, float *c)
     void dot_tile_f64(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, double **a, Py_ssize_t a_run,
@@ -125,6 +129,14 @@ cdef inline void tile_by_rows(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t lengt
         tile_by_rows_f32(rows, runs, length, a, 1, b, b_step, c, cols, <epilogue_f32 *> e)
     else:
         tile_by_rows_f64(rows, runs, length, a, 1, b, b_step, c, cols, <epilogue_f64 *> e)
+
+
+cdef inline void tile_of_few(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, real **a, real *b,
+                             real **c, Epilogue *e) noexcept nogil:
+    if real is float:
+        tile_of_few_f32(pixels, filters, runs, length, a, b, c, <epilogue_f32 *> e)
+    else:
+        tile_of_few_f64(pixels, filters, runs, length, a, b, c, <epilogue_f64 *> e)
 
 
 cdef inline void tile_by_columns(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, real **a, Py_ssize_t a_step, real *b,

@@ -109,7 +109,7 @@ INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
 INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first, int end) {
     VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < n; j++) {
-        UNROLL for (int i = 0; i < n; i++) line[i] = CAT(load)(d + i * row + j * col);
+        UNROLL for (int i = 0; i < n; i++) line[i] = CAT(once)(CAT(load)(d + i * row + j * col));
         CAT(values_of_data)(n, line, v);
         UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
     }
@@ -125,7 +125,7 @@ INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t 
                              int top, int left, int first, int end) {
     VEC half[8][8], line[8], v[8];
     UNROLL for (int j = 0; j < r; j++) {
-        UNROLL for (int i = 0; i < r; i++) line[i] = i < top || j < left ? CAT(splat)(0) : CAT(load)(g + i * row + j * col);
+        UNROLL for (int i = 0; i < r; i++) line[i] = i < top || j < left ? CAT(splat)(0) : CAT(once)(CAT(load)(g + i * row + j * col));
         CAT(values_of_filter)(n, r, line, v);
         UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
     }

@@ -470,7 +470,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     # Evenly many tiles a block, and a number of blocks that the threads can share.
     alone = 1 if z.cut or z.shares > 1 else threads
     rounds = ceil_div(total, z.tiles * alone)
-    z.tiles = most(1, least(z.tiles, ceil_div(total, rounds * alone)))
+    z.tiles = most(1, least(z.tiles, ceil_div(total, most(1, rounds * alone))))
     z.v_step = odd_lines(z.tiles * z.C, like)
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
     z.patch = patch_size(s, z.tiles, like)
