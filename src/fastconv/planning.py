@@ -300,7 +300,7 @@ def _direct(p: Problem) -> Job:
     if _better_turned(p):
         return _turned(p, _direct, p.direction == "grad_w")
     if p.direction == "grad_w":
-        return _gradient_job(_weight_gradient(p), p)
+        return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
     depth, p = p.D1, _folded(p)
     gathers = _kernels.kernel("conv").Gathers([forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p))
     job = Job(gathers.run, lambda threads: gathers.workspace(_itemsize(p), threads))
@@ -318,6 +318,25 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
         gradient.run(x, dy, dw, threads)
 
     return Job(run, lambda threads: gradient.workspace(_itemsize(p), threads))
+
+
+def _better_exchanged(p: Problem) -> bool:
+    """Whether the vectors of 1x1's weight gradient, of few filters, are better along the channels; depth last, where they lie so."""
+    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
+    exchanged, as_it_is = p.K * -(-p.D1 // VL), p.D1 * -(-p.K // VL)
+    return p.pointwise and not p.nchw and p.groups == 1 and exchanged < 0.7 * as_it_is
+
+
+def _exchanged(p: Problem) -> Job:
+    """As the gradient (K, D1) that dy would have as the picture and x as the gradient of its result."""
+    job = _gradient_job(_weight_gradient(p._replace(D1=p.K, K=p.D1)), p)
+
+    def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
+        turned = memory.empty((p.K, p.D1), p.dtype)
+        job.run(x, dy, None, turned, False, threads)
+        dw.reshape(p.D1, p.K)[...] = turned.T
+
+    return Job(run, lambda threads: job.workspace(threads) + p.K * p.D1 * _itemsize(p))
 
 
 def _weight_gradient(p: Problem) -> Any:
