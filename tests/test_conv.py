@@ -47,6 +47,7 @@ LARGE = [
     # Few filters under many channels, or few channels under many filters: vectors run along the others
     Problem("large 3x3 of three filters", 2, 13, 14, 37, 3, P=1),
     Problem("large 1x1 of two filters", 2, 9, 11, 33, 2, 1),
+    Problem("large 1x1 of four filters and many pixels", 2, 17, 17, 38, 4, 1),
     Problem("large 3x3 stride 2 of one filter", 2, 11, 9, 16, 1, S=2, P=1),
     Problem("large 4x4 stride 2 of four channels", 2, 12, 10, 4, 36, 4, S=2, P=1),
     Problem("large 5x5 of three channels", 1, 9, 26, 3, 40, 5, P=2),

@@ -321,22 +321,28 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 
 def _better_exchanged(p: Problem) -> bool:
-    """Whether the vectors of 1x1's weight gradient, of few filters, are better along the channels; depth last, where they lie so."""
+    """Whether 1x1's weight gradient by few filters is better made as that of few channels: depth last, its vectors run along the
+    channels then, depth first along the pixels of both pictures, if these are many."""
+    if not p.pointwise or p.groups > 1:
+        return False
     VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
-    exchanged, as_it_is = p.K * -(-p.D1 // VL), p.D1 * -(-p.K // VL)
-    return p.pointwise and not p.nchw and p.groups == 1 and exchanged < 0.7 * as_it_is
+    filters, channels = -(-p.K // VL), -(-p.D1 // VL)
+    if p.nchw:
+        return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
+    return p.K * channels < 0.7 * p.D1 * filters
 
 
 def _exchanged(p: Problem) -> Job:
-    """As the gradient (K, D1) that dy would have as the picture and x as the gradient of its result."""
+    """As the gradient that dy would have as the picture and x as the gradient of its result, turned over."""
     job = _gradient_job(_weight_gradient(p._replace(D1=p.K, K=p.D1)), p)
+    rows, cols = (p.D1, p.K) if p.nchw else (p.K, p.D1)
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        turned = memory.empty((p.K, p.D1), p.dtype)
-        job.run(x, dy, None, turned, False, threads)
-        dw.reshape(p.D1, p.K)[...] = turned.T
+        exchanged = memory.empty((rows, cols), p.dtype)
+        job.run(x, dy, None, exchanged, False, threads)
+        dw.reshape(cols, rows)[...] = exchanged.T
 
-    return Job(run, lambda threads: job.workspace(threads) + p.K * p.D1 * _itemsize(p))
+    return Job(run, lambda threads: job.workspace(threads) + rows * cols * _itemsize(p))
 
 
 def _weight_gradient(p: Problem) -> Any:

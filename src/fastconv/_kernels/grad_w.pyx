@@ -371,7 +371,8 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
     cdef double turned, along
     memset(&z, 0, sizeof(Dots))
     z.products = s.C * s.T
-    if not nchw or s.T < 2 or s.C == 0 or s.cols < VL or s.K == 0:  # a single tap's source is not even packed
+    # A single tap's source is not packed elsewhere: here it must be small.
+    if not nchw or s.T == 0 or s.T == 1 and s.C > 2 * DOT_COLS or s.C == 0 or s.cols < VL or s.K == 0:
         return z
     place_planes(s, &z.strip)
     row = s.C * z.strip.step * z.strip.phases * z.strip.width + DOT_ROWS * s.cols
