@@ -24,9 +24,9 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, Epilogue, PART_OF_B, Piece, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, end_task, lanes,
-    least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take, tile_and_keep, tile_by_rows,
-    tile_by_table, tile_height, tile_of_few, transpose,
+    DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy,
+    data, end_task, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take,
+    tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
 )
 
 from fastconv._kernels import memory
@@ -207,7 +207,6 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
-    s.few = few(s, src)
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
@@ -415,7 +414,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                 target[m] = c[i * TILE_MR + m] + panel * NR
             if s.ahead and panel == panel_end - 1:
                 fetch_pixels(s, src, g, hi + first, rows)
-            if s.few:
+            if few(s, src):
                 tile_of_few(rows, s.K, runs, length, a + i * runs * TILE_MR, b, target, &e)
             else:
                 tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,

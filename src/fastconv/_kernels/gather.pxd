@@ -30,7 +30,6 @@ cdef struct Shape:
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
     bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
-    bint few                          # depth-last: so few filters that vectors run along the channels
     # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
     bint across, by_filters
 
