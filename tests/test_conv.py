@@ -45,7 +45,8 @@ LARGE = [
     Problem("large first layer of long rows", 3, 40, 350, 2, 7, P=1),
     Problem("large first layer of long rows, stride 2, grouped", 2, 41, 330, 4, 10, 5, S=2, P=2, groups=2),
     # Few filters under many channels, or few channels under many filters: vectors run along the others
-    Problem("large 3x3 of three filters", 2, 13, 14, 37, 3, P=1),
+    Problem("large 3x3 of three filters", 2, 17, 18, 37, 3, P=1),
+    Problem("large dilated of two filters, oddly padded", 1, 19, 18, 40, 2, (3, 2), P=((1, 0), (2, 1)), dilation=(2, 3)),
     Problem("large 1x1 of two filters", 2, 9, 11, 33, 2, 1),
     Problem("large 1x1 of four filters and many pixels", 2, 17, 17, 38, 4, 1),
     Problem("large 3x3 stride 2 of one filter", 2, 11, 9, 16, 1, S=2, P=1),

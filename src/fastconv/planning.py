@@ -321,28 +321,37 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 
 def _better_exchanged(p: Problem) -> bool:
-    """Whether 1x1's weight gradient by few filters is better made as that of few channels: depth last, its vectors run along the
+    """Whether the weight gradient of few filters is better made as that of few channels: depth last, its vectors run along the
     channels then, depth first along the pixels of both pictures, if these are many."""
-    if not p.pointwise or p.groups > 1:
+    w, VL = p.window, _kernels.kernel("conv").VECTOR // _itemsize(p)
+    reach = [d * (F - 1) for d, F in zip(w.dilation, w.F, strict=True)]
+    if p.groups > 1 or w.S != (1, 1) or any(max(pads) > r for pads, r in zip(w.pads, reach, strict=True)):
         return False
-    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
     filters, channels = -(-p.K // VL), -(-p.D1 // VL)
     if p.nchw:
         return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
     return p.K * channels < 0.7 * p.D1 * filters
 
 
+def _exchange(p: Problem) -> Problem:
+    """The weight gradient with dy as the picture and x as the gradient of its result: the same sums, turned over and round."""
+    w = p.window
+    pads = tuple(tuple(d * (F - 1) - n for n in pair) for d, F, pair in zip(w.dilation, w.F, w.pads, strict=True))
+    H2, W2 = w.size
+    return p._replace(H1=H2, W1=W2, D1=p.K, K=p.D1, window=w._replace(pads=pads, size=(p.H1, p.W1)))
+
+
 def _exchanged(p: Problem) -> Job:
-    """As the gradient that dy would have as the picture and x as the gradient of its result, turned over."""
-    job = _gradient_job(_weight_gradient(p._replace(D1=p.K, K=p.D1)), p)
-    rows, cols = (p.D1, p.K) if p.nchw else (p.K, p.D1)
+    job, F = _gradient_job(_weight_gradient(_exchange(p)), p), p.window.F
+    made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        exchanged = memory.empty((rows, cols), p.dtype)
-        job.run(x, dy, None, exchanged, False, threads)
-        dw.reshape(cols, rows)[...] = exchanged.T
+        gradient = memory.empty(made, p.dtype)
+        job.run(x, dy, None, gradient, False, threads)
+        turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.nchw else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
+        dw.reshape(wanted)[...] = turned
 
-    return Job(run, lambda threads: job.workspace(threads) + rows * cols * _itemsize(p))
+    return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * _itemsize(p))
 
 
 def _weight_gradient(p: Problem) -> Any:
@@ -443,6 +452,8 @@ def _direct_cycles(p: Problem) -> float:
     Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
     if p.direction == "grad_w":
+        if _better_exchanged(p):
+            D, K = K, D
         taps = Fw if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
