@@ -320,12 +320,16 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
     return Job(run, lambda threads: gradient.workspace(_itemsize(p), threads))
 
 
+def _reach(w: Window) -> Pair:
+    """From the first tap to the last."""
+    return w.dilation[0] * (w.F[0] - 1), w.dilation[1] * (w.F[1] - 1)
+
+
 def _better_exchanged(p: Problem) -> bool:
     """Whether the weight gradient of few filters is better made as that of few channels: depth last, its vectors run along the
     channels then, depth first along the pixels of both pictures, if these are many."""
-    w, VL = p.window, _kernels.kernel("conv").VECTOR // _itemsize(p)
-    reach = [d * (F - 1) for d, F in zip(w.dilation, w.F, strict=True)]
-    if p.groups > 1 or w.S != (1, 1) or any(max(pads) > r for pads, r in zip(w.pads, reach, strict=True)):
+    w, (down, across), VL = p.window, _reach(p.window), _kernels.kernel("conv").VECTOR // _itemsize(p)
+    if p.groups > 1 or w.S != (1, 1) or max(w.pads[0]) > down or max(w.pads[1]) > across:
         return False
     filters, channels = -(-p.K // VL), -(-p.D1 // VL)
     if p.nchw:
@@ -335,10 +339,9 @@ def _better_exchanged(p: Problem) -> bool:
 
 def _exchange(p: Problem) -> Problem:
     """The weight gradient with dy as the picture and x as the gradient of its result: the same sums, turned over and round."""
-    w = p.window
-    pads = tuple(tuple(d * (F - 1) - n for n in pair) for d, F, pair in zip(w.dilation, w.F, w.pads, strict=True))
-    H2, W2 = w.size
-    return p._replace(H1=H2, W1=W2, D1=p.K, K=p.D1, window=w._replace(pads=pads, size=(p.H1, p.W1)))
+    (H2, W2), (down, across), ((top, bottom), (left, right)) = p.window.size, _reach(p.window), p.window.pads
+    pads = (down - top, down - bottom), (across - left, across - right)
+    return p._replace(H1=H2, W1=W2, D1=p.K, K=p.D1, window=p.window._replace(pads=pads, size=(p.H1, p.W1)))
 
 
 def _exchanged(p: Problem) -> Job:
