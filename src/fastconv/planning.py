@@ -470,7 +470,7 @@ def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Proble
     """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
     kernels = _kernels.kernel("conv")
     VL = kernels.VECTOR // _itemsize(p)
-    if p.nchw or p.groups > 1 or filters > kernels.FEW or channels < VL:
+    if p.nchw or p.groups > 1 or filters > kernels.FEW or channels < VL or VL < (2 if taps > 1 else 4) * kernels.FEW:
         return 0
     return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
 

@@ -34,6 +34,7 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
+    CACHE_LINE = 64
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
@@ -155,8 +156,11 @@ cdef struct Chunks:
 
 
 cdef inline bint few(Shape *s, real *like) noexcept nogil:
-    """Whether there are so few filters that vectors along them would be nearly empty, and channels enough for vectors."""
-    return s.groups == 1 and s.K <= DOT_ROWS and s.C >= lanes(like) and not s.merged
+    """Whether there are so few filters that vectors along them would be nearly empty, and channels enough for vectors whose lanes
+    are added in the end; for the sums of one tap that takes wider vectors."""
+    cdef Py_ssize_t VL = lanes(like)
+    return (s.groups == 1 and s.K <= DOT_ROWS and s.C >= VL and not s.merged
+            and VL >= (2 if s.T > 1 else 4) * DOT_ROWS)
 
 
 cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
@@ -433,7 +437,7 @@ cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize
         c = 0 if 0 <= h < s.Hs and 0 <= w < s.Ws else s.C
         while c < s.C:
             prefetch_low(at + c)
-            c += lanes(src)
+            c += CACHE_LINE // <Py_ssize_t> sizeof(real)
         some, j = some - 1, j + 1
         if j == s.cols:
             i, j = i + 1, 0
