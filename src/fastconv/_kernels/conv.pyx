@@ -10,9 +10,9 @@ destination pixels is the sum, over a list of taps, of a source pixel times that
     grad_x, S > 1, conv_transpose   one gather for each phase of dx modulo S, with the taps that meet it: no product is wasted
 
 Depth-last pictures are read through pointers: rows of the tile are pixels, a run of k is a tap's channels (padding points at a
-row of zeros), B is the weights packed in panels; of few filters vectors run along the channels instead. In depth-first pictures the rows are filters, B is a panel of pixels, gathered
-in cache, or long rows of a padded copy there. Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is
-summed in an order that depends on neither threads nor batch.
+row of zeros), B is the weights packed in panels; of few filters vectors run along the channels instead. In depth-first pictures
+the rows are filters, B is a panel of pixels, gathered in cache, or long rows of a padded copy there. Arguments are trusted;
+arrays are C-contiguous and of one dtype. Every number is summed in an order that depends on neither threads nor batch.
 """
 
 cimport cython
