@@ -432,14 +432,14 @@ def _product(rows: float, k: float, cols: int, p: Problem) -> float:
     return k * blocks * vectors / width * max(height * width / 2, (height + width) / 2, 4)
 
 
-def _winograd_cycles(p: Problem, m: int) -> float:
+def _winograd_cycles(p: Problem, m: Pair) -> float:
     VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
-    r, S, D, K = _phase_extent(p), p.window.S[0], p.D1 // p.groups, p.K // p.groups
+    S, D, K = p.window.S[0], p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
         D, K = K, D
-    n, tiles, phases = m + r - 1, _tiles(p, m), S * S
-    values = n * n if S == 1 else (2 * n - 1) ** 2  # of all phases: odd ones have n - 1 a side
-    d, k, part = -(-D // VL), -(-K // VL), n * n / 36 * (SPILLED if n == 8 else 1)
+    (nh, nw), tiles, phases = _values(p, m), _tiles(p, m), S * S
+    values = nh * nw if S == 1 else (2 * nh - 1) ** 2  # of all phases: odd ones have n - 1 a side
+    d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
         visits = values * D * k * MOVING * 2 * math.ceil(tiles / _parts(p, m) / BLOCK) * _parts(p, m)
@@ -482,58 +482,76 @@ def _im2col_cycles(p: Problem) -> float:
     return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + ADDING * p.N * H2 * W2 * taps * vectors
 
 
+def _pictures(p: Problem) -> int:
+    """What Winograd has for pictures: with dilation, the pixels of every so many rows and columns are one of their own."""
+    size = (p.H1, p.W1) if p.direction == "grad_x" else p.window.size
+    return p.N * math.prod(max(1, min(d, places)) for d, places in zip(p.window.dilation, size, strict=True))
+
+
 def _results(p: Problem) -> Pair:
-    """Rows and columns that Winograd's tiles cover."""
-    return (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
+    """Rows and columns that Winograd's tiles cover, of the largest picture."""
+    H, W = (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
+    return -(-H // p.window.dilation[0]), -(-W // p.window.dilation[1])
 
 
-def _tiles(p: Problem, m: int) -> int:
-    H, W = _results(p)
-    return p.N * -(-H // m) * -(-W // m)
+def _tiles(p: Problem, m: Pair) -> int:
+    return _pictures(p) * math.prod(-(-places // side) for places, side in zip(_results(p), m, strict=True))
 
 
-def _needed(p: Problem, m: int) -> float:
+def _needed(p: Problem, m: Pair) -> float:
     """The share of the tiles' values that are multiplied: one or two fewer a side where the picture ends within a tile."""
-    n = m + _phase_extent(p) - 1
-    spared = ((places % m > 0) + (0 < places % m < m - 1) for places in _results(p))
-    return math.prod(1 - s / (n * -(-places // m)) for s, places in zip(spared, _results(p), strict=True) if places)
+    share = 1.0
+    for n, side, places in zip(_values(p, m), m, _results(p), strict=True):
+        spared = (places % side > 0) + (0 < places % side < side - 1)
+        share *= 1 - spared / (n * max(1, -(-places // side)))
+    return share
 
 
-def _phase_extent(p: Problem) -> int:
+def _phase_extents(p: Problem) -> Pair:
     """Of the filters that Winograd transforms: with S=2, those of even rows and columns."""
-    return -(-p.window.F[0] // p.window.S[0])
+    (Fh, Fw), (Sh, Sw) = p.window.F, p.window.S
+    return -(-Fh // Sh), -(-Fw // Sw)
 
 
-def _parts(p: Problem, m: int) -> int:
+def _values(p: Problem, m: Pair) -> Pair:
+    """Rows and columns of a tile."""
+    rh, rw = _phase_extents(p)
+    return m[0] + rh - 1, m[1] + rw - 1
+
+
+def _parts(p: Problem, m: Pair) -> int:
     """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
     corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * p.window.S[0] ** 2
     return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
 
 
-def _exact_enough(p: Problem, m: int) -> bool:
+def _exact_enough(p: Problem, m: Pair) -> bool:
     """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
-    r = _phase_extent(p)
-    if m + r - 1 < 8:
+    r = max(_phase_extents(p))
+    if _values(p, m) != (8, 8):
         return True
     if p.direction == "grad_w":
         return r < 7 and _tiles(p, m) <= EIGHT_POINTS_TILES * _parts(p, m)
     return (p.K if p.direction == "grad_x" else p.window.S[0] ** 2 * p.D1) // p.groups <= EIGHT_POINTS
 
 
-def winograd_tile(p: Problem) -> tuple[int, int]:
-    """(m, r): results and filter a side, the cheapest that is exact enough; of 7x7 filters there is one tile only."""
-    r = _phase_extent(p)
+def winograd_tile(p: Problem) -> Pair:
+    """Rows and columns of results, the cheapest that are exact enough; of 7x7 filters there is one tile only."""
+    rh, rw = _phase_extents(p)
+    r = max(rh, rw)
     points = ((4,) if r == 2 else (8, 6) if r == 4 else (6, 4)) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
-    able = [n - r + 1 for n in points if n > r and _exact_enough(p, n - r + 1)]
-    return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=2), r
+    tiles = [(1 if rh == 1 < r else n - r + 1, 1 if rw == 1 < r else n - r + 1) for n in points if n > r]
+    able = [m for m in tiles if _exact_enough(p, m)]
+    return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=(2, 2))
 
 
 def _winograd_refuses(p: Problem) -> str | None:
-    w = p.window
-    if w.F not in ((3, 3), (5, 5), (7, 7)):
-        return f"it has transforms for 3x3, 5x5 and 7x7 windows, not {w.F[1]}x{w.F[0]}"
-    if w.S not in ((1, 1), (2, 2)) or w.dilation != (1, 1):
-        return f"it needs S=1 or 2 and dilation=1, not S={w.S} and dilation={w.dilation}"
+    (Fh, Fw), w = p.window.F, p.window
+    line = 1 in (Fh, Fw)
+    if max(Fh, Fw) not in (3, 5, 7) or Fh != Fw and not line:
+        return f"it has transforms for 3x3, 5x5 and 7x7 windows and for one row or column of them, not {Fw}x{Fh}"
+    if w.S != (1, 1) and (w.S != (2, 2) or line or w.dilation != (1, 1)):
+        return f"it needs S=1, or S=2 with a square window and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
 
 
@@ -541,33 +559,33 @@ def _winograd_wanted(p: Problem) -> str | None:
     if p.depthwise or p.whole:
         return None  # direct convolution has kernels of its own for these
     p = _nominal(p)
-    m, r = winograd_tile(p)
+    m, r = winograd_tile(p), _phase_extents(p)
     if not _exact_enough(p, m):
         return None
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
     phases = "" if p.window.S == (1, 1) else " of four phases"
-    return f"F({m}x{m}, {r}x{r}){phases} takes about {ratio:.2f} of direct's cycles" if ratio < _margin(p, m + r - 1) else None
+    name = f"F({m[1]}x{m[0]}, {r[1]}x{r[0]}){phases}"
+    return f"{name} takes about {ratio:.2f} of direct's cycles" if ratio < _margin(p, m) else None
 
 
-def _margin(p: Problem, n: int) -> float:
-    """For tiles of n x n values."""
+def _margin(p: Problem, m: Pair) -> float:
     if p.window.S == (1, 1):
         return MARGIN
-    filters = n * n * 4 * p.D1 * p.K // p.groups * _itemsize(p)
+    filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * _itemsize(p)
     return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
 
 
 def _winograd(p: Problem) -> Job:
     kernels, (H2, W2) = _kernels.kernel("winograd"), p.window.size
-    D, K, tile = p.D1 // p.groups, p.K // p.groups, winograd_tile(p)
-    window = (p.window.F[0], p.window.S[0], p.window.pads[0][0], p.window.pads[1][0])
+    D, K, tile, w = p.D1 // p.groups, p.K // p.groups, winograd_tile(p), p.window
+    window = (*w.F, w.S[0], w.pads[0][0], w.pads[1][0], *w.dilation)
     if p.direction == "grad_x":
         forward = kernels.Winograd((p.N, p.groups, K, D, H2, W2, p.H1, p.W1), tile, window, p.nchw, True)
     else:
         forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, window, p.nchw, False)
     if p.direction != "grad_w":
         return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
-    return _gradient_job(kernels.WeightGradient(forward, _parts(p, tile[0])), p)
+    return _gradient_job(kernels.WeightGradient(forward, _parts(p, tile)), p)
 
 
 @dataclass(frozen=True)
@@ -630,7 +648,7 @@ def _im2col_wanted(p: Problem) -> str | None:
     p = _nominal(p)
     cycles, direct = _im2col_cycles(p), _direct_cycles(p)
     able = _winograd_refuses(p) is None and _winograd_wanted(p)
-    winograd = _winograd_cycles(p, winograd_tile(p)[0]) if able else math.inf
+    winograd = _winograd_cycles(p, winograd_tile(p)) if able else math.inf
     if cycles < MARGIN * min(direct, winograd):
         return f"dy has few pixels beside dx: it takes about {cycles / direct:.2f} of direct's cycles"
     return None

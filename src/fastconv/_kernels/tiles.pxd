@@ -69,15 +69,15 @@ cdef extern from "kernels.h" nogil:
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_padded_f32(float *dst, float *src, Py_ssize_t n)
     void copy_padded_f64(double *dst, double *src, Py_ssize_t n)
-    void winograd_data_f32(int n, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first, int end)
-    void winograd_filter_f32(int n, int r, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step, int top,
-                             int left, int first, int end)
-    void winograd_result_f32(int n, int m, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
+    void winograd_data_f32(int nh, int nw, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first, int end)
+    void winograd_filter_f32(int nh, int rh, int nw, int rw, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step,
+                             int top, int left, int first, int end)
+    void winograd_result_f32(int nh, int mh, int nw, int mw, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
                              float *bias, int relu, int stream)
-    void winograd_data_f64(int n, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first, int end)
-    void winograd_filter_f64(int n, int r, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step, int top,
-                             int left, int first, int end)
-    void winograd_result_f64(int n, int m, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
+    void winograd_data_f64(int nh, int nw, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first, int end)
+    void winograd_filter_f64(int nh, int rh, int nw, int rw, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step,
+                             int top, int left, int first, int end)
+    void winograd_result_f64(int nh, int mh, int nw, int mw, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
                              double *bias, int relu, int stream)
 
 
@@ -89,6 +89,10 @@ cdef struct Epilogue:
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t floor_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a // b if a >= 0 else -ceil_div(-a, b)
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -224,28 +228,28 @@ cdef inline void pack_pieces(real *dst, Py_ssize_t row_step, real *src, Py_ssize
         pack_pieces_f64(dst, row_step, src, plane, rows, pieces, n_pieces, step)
 
 
-cdef inline void winograd_data(int n, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step, int first,
+cdef inline void winograd_data(int nh, int nw, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step, int first,
                                int end) noexcept nogil:
     if real is float:
-        winograd_data_f32(n, d, row, col, V, step, first, end)
+        winograd_data_f32(nh, nw, d, row, col, V, step, first, end)
     else:
-        winograd_data_f64(n, d, row, col, V, step, first, end)
+        winograd_data_f64(nh, nw, d, row, col, V, step, first, end)
 
 
-cdef inline void winograd_filter(int n, int r, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step, int top,
-                                 int left, int first, int end) noexcept nogil:
+cdef inline void winograd_filter(int nh, int rh, int nw, int rw, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step,
+                                 int top, int left, int first, int end) noexcept nogil:
     if real is float:
-        winograd_filter_f32(n, r, g, row, col, U, step, top, left, first, end)
+        winograd_filter_f32(nh, rh, nw, rw, g, row, col, U, step, top, left, first, end)
     else:
-        winograd_filter_f64(n, r, g, row, col, U, step, top, left, first, end)
+        winograd_filter_f64(nh, rh, nw, rw, g, row, col, U, step, top, left, first, end)
 
 
-cdef inline void winograd_result(int n, int m, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col, real *bias,
-                                 int relu, int stream) noexcept nogil:
+cdef inline void winograd_result(int nh, int mh, int nw, int mw, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col,
+                                 real *bias, int relu, int stream) noexcept nogil:
     if real is float:
-        winograd_result_f32(n, m, M, step, y, row, col, bias, relu, stream)
+        winograd_result_f32(nh, mh, nw, mw, M, step, y, row, col, bias, relu, stream)
     else:
-        winograd_result_f64(n, m, M, step, y, row, col, bias, relu, stream)
+        winograd_result_f64(nh, mh, nw, mw, M, step, y, row, col, bias, relu, stream)
 
 
 cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,

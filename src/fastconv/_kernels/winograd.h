@@ -1,4 +1,5 @@
-/* The transforms of Winograd's minimal filtering, F(m x m, r x r) on tiles of n = m + r - 1 pixels, VL channels at a time.
+/* The transforms of Winograd's minimal filtering, F(m x m, r x r) on tiles of n = m + r - 1 pixels, VL channels at a time. A
+ * window that is a line has F(1 x m, 1 x r): an axis of one value is left as it is.
  *
  *     y = A' [(G w G') * (B' d B)] A        (Lavin and Gray, arXiv 1509.09308, equation 12; * is elementwise)
  *
@@ -47,6 +48,10 @@ INLINE double derivative(const int n, const int i) {
 INLINE void CAT(values_of_data)(const int n, const VEC *d, VEC *v) {
     const int last = PAIRS(n);
     double c[4];
+    if (n == 1) {
+        v[0] = d[0];
+        return;
+    }
     pair_product(n, -1, c);
     v[0] = d[2 * last];
     v[n - 1] = d[2 * last + 1];
@@ -81,6 +86,10 @@ INLINE void CAT(halves)(const int r, const double p, const double scale, const V
 
 /* v = G g: a filter of r numbers to n values */
 INLINE void CAT(values_of_filter)(const int n, const int r, const VEC *g, VEC *v) {
+    if (n == 1) {
+        v[0] = g[0];
+        return;
+    }
     v[0] = CAT(mul)(SPLAT(1 / derivative(n, -1)), g[0]);
     UNROLL for (int i = 0; i < PAIRS(n); i++) {
         VEC even, odd;
@@ -93,6 +102,10 @@ INLINE void CAT(values_of_filter)(const int n, const int r, const VEC *g, VEC *v
 
 /* y = A' v: n values to m results */
 INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
+    if (n == 1) {
+        y[0] = v[0];
+        return;
+    }
     UNROLL for (int j = 0; j < PAIRS(n); j++) {
         const VEC even = CAT(add)(v[1 + 2 * j], v[2 + 2 * j]), odd = CAT(sub)(v[1 + 2 * j], v[2 + 2 * j]);
         double power = 1;
@@ -105,50 +118,52 @@ INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
     y[m - 1] = CAT(add)(y[m - 1], v[n - 1]);
 }
 
-/* V = B' d B of one tile, rows first to end of it: d[i * row + j * col], V[(i * n + j) * step] */
-INLINE void CAT(data_body)(const int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first, int end) {
+/* V = B' d B of one tile, rows first to end of it: d[i * row + j * col], V[(i * nw + j) * step] */
+INLINE void CAT(data_body)(const int nh, const int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step,
+                           int first, int end) {
     VEC half[8][8], line[8], v[8];
-    UNROLL for (int j = 0; j < n; j++) {
-        UNROLL for (int i = 0; i < n; i++) line[i] = CAT(once)(CAT(load)(d + i * row + j * col));
-        CAT(values_of_data)(n, line, v);
-        UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
+    UNROLL for (int j = 0; j < nw; j++) {
+        UNROLL for (int i = 0; i < nh; i++) line[i] = CAT(once)(CAT(load)(d + i * row + j * col));
+        CAT(values_of_data)(nh, line, v);
+        UNROLL for (int i = 0; i < nh; i++) half[i][j] = v[i];
     }
-    UNROLL for (int i = 0; i < n; i++) {
+    UNROLL for (int i = 0; i < nh; i++) {
         if (i < first || i >= end) continue;
-        CAT(values_of_data)(n, half[i], v);
-        UNROLL for (int j = 0; j < n; j++) CAT(store)(V + (i * n + j) * step, v[j]);
+        CAT(values_of_data)(nw, half[i], v);
+        UNROLL for (int j = 0; j < nw; j++) CAT(store)(V + (i * nw + j) * step, v[j]);
     }
 }
 
 /* The same rows of U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
-INLINE void CAT(filter_body)(const int n, const int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step,
-                             int top, int left, int first, int end) {
+INLINE void CAT(filter_body)(const int nh, const int rh, const int nw, const int rw, const REAL *g, ptrdiff_t row, ptrdiff_t col,
+                             REAL *U, ptrdiff_t step, int top, int left, int first, int end) {
     VEC half[8][8], line[8], v[8];
-    UNROLL for (int j = 0; j < r; j++) {
-        UNROLL for (int i = 0; i < r; i++) line[i] = i < top || j < left ? CAT(splat)(0) : CAT(once)(CAT(load)(g + i * row + j * col));
-        CAT(values_of_filter)(n, r, line, v);
-        UNROLL for (int i = 0; i < n; i++) half[i][j] = v[i];
+    UNROLL for (int j = 0; j < rw; j++) {
+        UNROLL for (int i = 0; i < rh; i++)
+            line[i] = i < top || j < left ? CAT(splat)(0) : CAT(once)(CAT(load)(g + i * row + j * col));
+        CAT(values_of_filter)(nh, rh, line, v);
+        UNROLL for (int i = 0; i < nh; i++) half[i][j] = v[i];
     }
-    UNROLL for (int i = 0; i < n; i++) {
+    UNROLL for (int i = 0; i < nh; i++) {
         if (i < first || i >= end) continue;
-        CAT(values_of_filter)(n, r, half[i], v);
-        UNROLL for (int j = 0; j < n; j++) CAT(store)(U + (i * n + j) * step, v[j]);
+        CAT(values_of_filter)(nw, rw, half[i], v);
+        UNROLL for (int j = 0; j < nw; j++) CAT(store)(U + (i * nw + j) * step, v[j]);
     }
 }
 
-/* y = A' M A of one tile, with bias and ReLU: M[(i * n + j) * step], y[i * row + j * col] */
-INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
-                             const REAL *bias, int relu, int stream) {
+/* y = A' M A of one tile, with bias and ReLU: M[(i * nw + j) * step], y[i * row + j * col] */
+INLINE void CAT(result_body)(const int nh, const int mh, const int nw, const int mw, const REAL *M, ptrdiff_t step, REAL *y,
+                             ptrdiff_t row, ptrdiff_t col, const REAL *bias, int relu, int stream) {
     VEC half[8][8], line[8], v[8];
     const VEC b = bias ? CAT(load)(bias) : CAT(splat)(0);
-    UNROLL for (int j = 0; j < n; j++) {
-        UNROLL for (int i = 0; i < n; i++) line[i] = CAT(load)(M + (i * n + j) * step);
-        CAT(results)(n, m, line, v);
-        UNROLL for (int i = 0; i < m; i++) half[i][j] = v[i];
+    UNROLL for (int j = 0; j < nw; j++) {
+        UNROLL for (int i = 0; i < nh; i++) line[i] = CAT(load)(M + (i * nw + j) * step);
+        CAT(results)(nh, mh, line, v);
+        UNROLL for (int i = 0; i < mh; i++) half[i][j] = v[i];
     }
-    UNROLL for (int i = 0; i < m; i++) {
-        CAT(results)(n, m, half[i], v);
-        UNROLL for (int j = 0; j < m; j++) {
+    UNROLL for (int i = 0; i < mh; i++) {
+        CAT(results)(nw, mw, half[i], v);
+        UNROLL for (int j = 0; j < mw; j++) {
             const VEC sum = CAT(add)(v[j], b), result = relu ? CAT(relu)(sum) : sum;
             if (stream) CAT(stream)(y + i * row + j * col, result);
             else CAT(store)(y + i * row + j * col, result);
@@ -156,24 +171,46 @@ INLINE void CAT(result_body)(const int n, const int m, const REAL *M, ptrdiff_t 
     }
 }
 
-/* Every F(m x m, r x r) that is made, and as F(r x r, m x m) for the gradient by the filter: n, and r or m. */
+/* Every F(m x m, r x r) that is made, and as F(r x r, m x m) for the gradient by the filter: n, and r or m. Then F(1 x m, 1 x r),
+ * which do for columns too: a column of pixels is a line whose next pixel is that of the next row. */
 #define EACH_TILE(X) X(8, 7) X(8, 5) X(8, 4) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
-static void CAT(winograd_data)(int n, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first, int end) {
-    if (n == 8) CAT(data_body)(8, d, row, col, V, step, first, end);
-    else if (n == 6) CAT(data_body)(6, d, row, col, V, step, first, end);
-    else CAT(data_body)(4, d, row, col, V, step, first, end);
+#define EACH_LINE(X) X(8, 7) X(8, 6) X(8, 5) X(8, 4) X(8, 3) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
+static void CAT(winograd_data)(int nh, int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first,
+                               int end) {
+    if (nh == 1 || nw == 1) {
+        const int n = nh * nw;
+        const ptrdiff_t next = nw == 1 ? row : col;
+        if (n == 8) CAT(data_body)(1, 8, d, 0, next, V, step, 0, 1);
+        else if (n == 6) CAT(data_body)(1, 6, d, 0, next, V, step, 0, 1);
+        else CAT(data_body)(1, 4, d, 0, next, V, step, 0, 1);
+    } else if (nh == 8) CAT(data_body)(8, 8, d, row, col, V, step, first, end);
+    else if (nh == 6) CAT(data_body)(6, 6, d, row, col, V, step, first, end);
+    else CAT(data_body)(4, 4, d, row, col, V, step, first, end);
 }
-static void CAT(winograd_filter)(int n, int r, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U, ptrdiff_t step, int top,
-                                 int left, int first, int end) {
-#define FILTER_CASE(a, b) if (n == a && r == b) CAT(filter_body)(a, b, g, row, col, U, step, top, left, first, end); else
-    EACH_TILE(FILTER_CASE) {}
-#undef FILTER_CASE
+static void CAT(winograd_filter)(int nh, int rh, int nw, int rw, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U,
+                                 ptrdiff_t step, int top, int left, int first, int end) {
+#define LINE_CASE(a, b) if (n == a && r == b) CAT(filter_body)(1, 1, a, b, g, 0, next, U, step, 0, before, 0, 1); else
+#define TILE_CASE(a, b) if (nh == a && rh == b) CAT(filter_body)(a, b, a, b, g, row, col, U, step, top, left, first, end); else
+    if (nh == 1 || nw == 1) {
+        const int n = nh * nw, r = rh * rw, before = nw == 1 ? top : left;
+        const ptrdiff_t next = nw == 1 ? row : col;
+        EACH_LINE(LINE_CASE) {}
+    } else EACH_TILE(TILE_CASE) {}
+#undef LINE_CASE
+#undef TILE_CASE
 }
-static void CAT(winograd_result)(int n, int m, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row, ptrdiff_t col,
-                                 const REAL *bias, int relu, int stream) {
-#define RESULT_CASE(a, b) if (n == a && m == b) CAT(result_body)(a, b, M, step, y, row, col, bias, relu, stream); else
-    EACH_TILE(RESULT_CASE) {}
-#undef RESULT_CASE
+static void CAT(winograd_result)(int nh, int mh, int nw, int mw, const REAL *M, ptrdiff_t step, REAL *y, ptrdiff_t row,
+                                 ptrdiff_t col, const REAL *bias, int relu, int stream) {
+#define LINE_CASE(a, b) if (n == a && m == b) CAT(result_body)(1, 1, a, b, M, step, y, 0, next, bias, relu, stream); else
+#define TILE_CASE(a, b) if (nh == a && mh == b) CAT(result_body)(a, b, a, b, M, step, y, row, col, bias, relu, stream); else
+    if (nh == 1 || nw == 1) {
+        const int n = nh * nw, m = mh * mw;
+        const ptrdiff_t next = nw == 1 ? row : col;
+        EACH_LINE(LINE_CASE) {}
+    } else EACH_TILE(TILE_CASE) {}
+#undef LINE_CASE
+#undef TILE_CASE
 }
 #undef EACH_TILE
+#undef EACH_LINE
 #undef SPLAT

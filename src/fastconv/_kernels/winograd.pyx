@@ -27,7 +27,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, lanes, least,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, floor_div, lanes, least,
     make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
     winograd_filter, winograd_result, write_weights,
 )
@@ -57,6 +57,7 @@ cdef struct Picture:
     bint nchw
     Py_ssize_t first                  # number of the first pixel
     Py_ssize_t image, group, row, col, channel  # from one to the next
+    Py_ssize_t top, left              # the pixel under place (0, 0) of the first tile
 
 
 cdef enum:
@@ -74,12 +75,13 @@ cdef struct Shape:
     Picture src[PHASES]               # x; for grad_x dy
     Picture dst[PHASES]               # y; for grad_x dx
     Py_ssize_t sources, targets       # phases of each
-    Py_ssize_t top[PHASES]            # source pixel under place (0, 0) of the first tile
-    Py_ssize_t left[PHASES]
     Py_ssize_t N, groups, C, K        # C: channels of all source phases together; K: filters of one target
-    Py_ssize_t n, m, r                # tile, results and filter a side
-    Py_ssize_t F, S                   # r = F / S, rounded up
+    Py_ssize_t nh, nw, mh, mw, rh, rw # tile, results and filter a side
+    Py_ssize_t values                 # nh * nw
+    Py_ssize_t Fh, Fw, S              # rh = Fh / S, rounded up
     Py_ssize_t tiles_h, tiles_w       # a picture
+    # With dilation the pixels of every so many rows and columns are a picture of their own: so many stand for each, and N counts all.
+    Py_ssize_t dilation_h, dilation_w, apart_h, apart_w
     # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first.
     Py_ssize_t dead_h, dead_w
     Edge bottom, right
@@ -99,7 +101,23 @@ cdef Picture phase_of(Py_ssize_t H, Py_ssize_t W, Py_ssize_t depth, Py_ssize_t g
     """Every S-th pixel of pictures from pixel (h, w) on."""
     cdef Py_ssize_t channel = H * W if nchw else 1, col = 1 if nchw else groups * depth
     return Picture(ceil_div(H - h, S), ceil_div(W - w, S), depth, nchw, (h * W + w) * col, H * W * groups * depth,
-                   depth * channel, S * W * col, S * col, channel)
+                   depth * channel, S * W * col, S * col, channel, 0, 0)
+
+
+cdef inline Picture picture(Shape *s, Picture *batch, Py_ssize_t n) noexcept nogil:
+    """Number n of a batch. With dilation, the pixels under those of one result's remainders by it."""
+    cdef Picture p = batch[0]
+    cdef Py_ssize_t h, w
+    if s.dilation_h * s.dilation_w > 1:
+        h, w = n // s.apart_w % s.apart_h + p.top, n % s.apart_w + p.left
+        n = n // (s.apart_h * s.apart_w)
+        p.top, p.left = floor_div(h, s.dilation_h), floor_div(w, s.dilation_w)
+        h, w = h - p.top * s.dilation_h, w - p.left * s.dilation_w
+        p.first += h * p.row + w * p.col
+        p.H, p.W = ceil_div(most(0, p.H - h), s.dilation_h), ceil_div(most(0, p.W - w), s.dilation_w)
+        p.row, p.col = p.row * s.dilation_h, p.col * s.dilation_w
+    p.first += n * p.image
+    return p
 
 
 @cython.final
@@ -109,8 +127,9 @@ cdef class Winograd:
     Parameters
     ----------
     sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
-    tile : (m, r)
-    window : (F, S, P above, P at the left) of the convolution; F is odd if S is 2
+    tile : (mh, mw), 1 where F is
+    window : (Fh, Fw, S, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 F is odd, and
+        there is no dilation
     nchw, transposed : as for `Gather` in conv.pyx
     """
     cdef Shape s
@@ -119,30 +138,36 @@ cdef class Winograd:
         cdef Shape *s = &self.s
         cdef Py_ssize_t C, K, Hs, Ws, Hd, Wd, above, before, f, h, w
         s.N, s.groups, C, K, Hs, Ws, Hd, Wd = sizes
-        s.F, s.S, above, before = window
-        s.m, s.r = tile
-        s.n = s.m + s.r - 1
+        s.Fh, s.Fw, s.S, above, before, s.dilation_h, s.dilation_w = window
+        s.mh, s.mw = tile
+        s.rh, s.rw = ceil_div(s.Fh, s.S), ceil_div(s.Fw, s.S)
+        s.nh, s.nw = s.mh + s.rh - 1, s.mw + s.rw - 1
+        s.values = s.nh * s.nw
         s.sources = s.targets = 1
         if s.S == 2 and transposed:
             s.targets = PHASES
         elif s.S == 2:
             s.sources = PHASES
         s.C, s.K, s.transposed = s.sources * C, K, transposed
-        h, w = ceil_div(Hd, s.S if transposed else 1), ceil_div(Wd, s.S if transposed else 1)
-        s.tiles_h, s.tiles_w = ceil_div(h, s.m), ceil_div(w, s.m)
-        s.bottom, s.right = edge_of(h, s.n, s.m), edge_of(w, s.n, s.m)
-        s.dead_h = s.dead_w = s.n - 1
+        h, w = s.dilation_h * (s.S if transposed else 1), s.dilation_w * (s.S if transposed else 1)
+        h, w = ceil_div(Hd, h), ceil_div(Wd, w)  # of the largest picture
+        s.apart_h, s.apart_w = most(1, least(s.dilation_h, Hd)), most(1, least(s.dilation_w, Wd))
+        s.N *= s.apart_h * s.apart_w
+        s.tiles_h, s.tiles_w = ceil_div(h, s.mh), ceil_div(w, s.mw)
+        s.bottom, s.right = edge_of(h, s.nh, s.mh), edge_of(w, s.nw, s.mw)
+        s.dead_h, s.dead_w = s.nh - 1, s.nw - 1
         for f in range(most(s.sources, s.targets)):
             h, w = odd_row(s, f), odd_col(s, f)  # of the taps
             if transposed:  # S is 1 or 2: & and >> are remainder and quotient, of negative numbers too
                 s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
-                s.top[f], s.left[f] = ceil_div(above, s.S) - s.r + 1, ceil_div(before, s.S) - s.r + 1
             else:
                 s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
-                s.top[f], s.left[f] = (h - above) >> (s.S - 1), (w - before) >> (s.S - 1)
+                s.src[f].top, s.src[f].left = (h - above) >> (s.S - 1), (w - before) >> (s.S - 1)
         if transposed:
             s.src[0] = phase_of(Hs, Ws, C, s.groups, nchw, 1, 0, 0)
-            s.dead_h, s.dead_w = (s.n - 1) * (above % 2), (s.n - 1) * (before % 2)
+            s.src[0].top = ceil_div(above, s.S) - (s.rh - 1) * s.dilation_h
+            s.src[0].left = ceil_div(before, s.S) - (s.rw - 1) * s.dilation_w
+            s.dead_h, s.dead_w = (s.nh - 1) * (above % 2), (s.nw - 1) * (before % 2)
         else:
             s.dst[0] = phase_of(Hd, Wd, K, s.groups, nchw, 1, 0, 0)
 
@@ -172,16 +197,16 @@ cdef inline Py_ssize_t odd_col(Shape *s, Py_ssize_t f) noexcept nogil:
 
 cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
     """Whether no cache keeps the pictures."""
-    return s.N * (s.src[0].image + s.dst[0].image) * <Py_ssize_t> sizeof(real) > STREAM
+    return s.N // (s.apart_h * s.apart_w) * (s.src[0].image + s.dst[0].image) * <Py_ssize_t> sizeof(real) > STREAM
 
 
 # ---------------------------------------------------------------- pictures and patches
-cdef inline real *pixel(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t c) noexcept nogil:
-    return at + p.first + n * p.image + g * p.group + h * p.row + w * p.col + c * p.channel
+cdef inline real *pixel(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t c) noexcept nogil:
+    return at + p.first + g * p.group + h * p.row + w * p.col + c * p.channel
 
 
-cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
-                     Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
+cdef void load_patch(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
+                     Py_ssize_t c, real *patch) noexcept nogil:
     """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros outside the picture and past the last channel."""
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), i, j
     cdef Py_ssize_t left = least(cols, most(0, -w)), right = most(left, least(cols, p.W - w))
@@ -191,7 +216,7 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
     cdef real *whole = patch + rows * cols * VL
     cdef bint by_rows = p.nchw and p.row == p.W == right - left and p.W < 2 * VL  # short rows are turned over all at once
     if by_rows:
-        transpose(whole, VL, pixel(p, at, n, g, h + top, 0, c), p.channel, depth, (bottom - top) * p.W)
+        transpose(whole, VL, pixel(p, at, g, h + top, 0, c), p.channel, depth, (bottom - top) * p.W)
     for i in range(rows):
         row = patch + i * cols * VL
         if i < top or i >= bottom:
@@ -205,20 +230,20 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_
             for j in range(right - left):
                 copy(row + (left + j) * VL, whole + ((i - top) * p.W + j) * VL, depth, 1)
         elif p.nchw and p.col == 1:
-            transpose(row + left * VL, VL, pixel(p, at, n, g, h + i, w + left, c), p.channel, depth, right - left)
+            transpose(row + left * VL, VL, pixel(p, at, g, h + i, w + left, c), p.channel, depth, right - left)
         elif p.nchw:
             for j in range(depth):  # side by side first
-                copy(whole + j * cols, pixel(p, at, n, g, h + i, w + left, c + j), right - left, p.col)
+                copy(whole + j * cols, pixel(p, at, g, h + i, w + left, c + j), right - left, p.col)
             transpose(row + left * VL, VL, whole, cols, depth, right - left)
         else:
-            source = pixel(p, at, n, g, h + i, w, c)
+            source = pixel(p, at, g, h + i, w, c)
             for j in range(left, right):
                 prefetch_low(source + j * p.col + 2 * VL - 1)  # the next channels
                 copy_padded(row + j * VL, source + j * p.col, depth)
 
 
-cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t top,
-                      Py_ssize_t left, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
+cdef void store_patch(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t top, Py_ssize_t left,
+                      Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t c, real *patch) noexcept nogil:
     """The other way, from row `top` and column `left` on: what of the patch lies inside the picture is written to it."""
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), right = least(cols, p.W - w), bottom = least(rows, p.H - h)
     cdef Py_ssize_t i, j
@@ -228,10 +253,10 @@ cdef void store_patch(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize
         for i in range(top, bottom):  # close the gaps between short rows, to turn them over all at once
             for j in range(left, right):
                 copy(patch + ((i - top) * p.W + j - left) * VL, patch + (i * cols + j) * VL, VL, 1)
-        transpose(pixel(p, at, n, g, h + top, 0, c), p.channel, patch, VL, (bottom - top) * p.W, depth)
+        transpose(pixel(p, at, g, h + top, 0, c), p.channel, patch, VL, (bottom - top) * p.W, depth)
         return
     for i in range(top, bottom):
-        target = pixel(p, at, n, g, h + i, w, c)
+        target = pixel(p, at, g, h + i, w, c)
         if p.nchw and p.col == 1:
             transpose(target + left, p.channel, patch + (i * cols + left) * VL, VL, right - left, depth)
         elif p.nchw:
@@ -261,18 +286,18 @@ cdef inline Rectangle rectangle(Shape *s, Py_ssize_t q, Py_ssize_t q_end) noexce
     a.rows = 1 if a.cols < s.tiles_w else least(s.tiles_h - a.i, (q_end - q) // s.tiles_w)
     a.cut_rows = s.bottom.cuts and a.i + a.rows == s.tiles_h
     a.cut_cols = s.right.cuts and a.j + a.cols == s.tiles_w
-    a.h = a.i * s.m - (s.bottom.shift if a.i == s.tiles_h - 1 else 0)
-    a.w = a.j * s.m - (s.right.shift if a.j == s.tiles_w - 1 else 0)
+    a.h = a.i * s.mh - (s.bottom.shift if a.i == s.tiles_h - 1 else 0)
+    a.w = a.j * s.mw - (s.right.shift if a.j == s.tiles_w - 1 else 0)
     return a
 
 
 cdef inline Py_ssize_t row_of(Shape *s, Rectangle *a, Py_ssize_t i) noexcept nogil:
     """Where row i of the rectangle's tiles begins, from a.h on."""
-    return i * s.m - (s.bottom.shift if 0 < i == s.tiles_h - 1 - a.i else 0)
+    return i * s.mh - (s.bottom.shift if 0 < i == s.tiles_h - 1 - a.i else 0)
 
 
 cdef inline Py_ssize_t col_of(Shape *s, Rectangle *a, Py_ssize_t j) noexcept nogil:
-    return j * s.m - (s.right.shift if 0 < j == s.tiles_w - 1 - a.j else 0)
+    return j * s.mw - (s.right.shift if 0 < j == s.tiles_w - 1 - a.j else 0)
 
 
 cdef struct Slots:
@@ -311,85 +336,91 @@ cdef inline void pass_by(Slots *z, Rectangle *a) noexcept nogil:
 
 cdef inline void tiles_with(Shape *s, Slots *z, Py_ssize_t value, Py_ssize_t *lo, Py_ssize_t *hi) noexcept nogil:
     """The slots of the tiles that need a value."""
-    cdef bint below = s.bottom.first <= value // s.n < s.bottom.end, right = s.right.first <= value % s.n < s.right.end
+    cdef bint below = s.bottom.first <= value // s.nw < s.bottom.end, right = s.right.first <= value % s.nw < s.right.end
     lo[0] = z.right if right else z.whole
     hi[0] = z.below if not below else z.end if right else z.corner
 
 
 cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexcept nogil:
     """Numbers that the patch of any rectangle of so many tiles takes, with room to turn short rows over."""
-    cdef Py_ssize_t cols = least(tiles, s.tiles_w), rows = most(1, least(tiles // cols, s.tiles_h)), extra = s.n - s.m
-    return 2 * (rows * s.m + extra) * (cols * s.m + extra) * lanes(like)
+    cdef Py_ssize_t cols = least(tiles, s.tiles_w), rows = most(1, least(tiles // cols, s.tiles_h))
+    return 2 * (rows * s.mh + s.nh - s.mh) * (cols * s.mw + s.nw - s.mw) * lanes(like)
 
 
-cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t n, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows,
-                              Py_ssize_t cols, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
+                              Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
     """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
     cdef Py_ssize_t i, j, k, line = CACHE_LINE // <Py_ssize_t> sizeof(real)
     for i in range(most(0, h), least(p.H, h + rows)):
         for j in range(most(0, w), least(p.W, w + cols)):
             k = c
             while k < c_end:
-                prefetch_low(pixel(p, at, n, g, i, j, k))
+                prefetch_low(pixel(p, at, g, i, j, k))
                 k += line
 
 
-cdef void transform_data(Shape *s, Picture *p, Py_ssize_t top, Py_ssize_t left, int r, real *at, Py_ssize_t g, Py_ssize_t q,
-                         Py_ssize_t q_end, Py_ssize_t c, Py_ssize_t c_end, int first, int end, real *V, Py_ssize_t ld,
-                         Py_ssize_t step, real *patch) noexcept nogil:
+cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
+                         Py_ssize_t c, Py_ssize_t c_end, int first, int end, real *V, Py_ssize_t ld, Py_ssize_t step,
+                         real *patch) noexcept nogil:
     """V[value * step + slot * ld + channel - c] of tiles q to q_end, channels c to c_end and rows first to end of the values:
-    B' d B of the n x n pixels under each tile, or, with r > 0, G d G' of the r x r pixels in it that no tile before it has."""
-    cdef Py_ssize_t VL = lanes(at), extra = (r if r else s.n) - s.m, i, j, v, b, h, w, row, col, rows, cols, above, before
+    B' d B of the n x n pixels under each tile, or, of a `gradient`, G d G' of the m x m pixels in it that no tile before it has."""
+    cdef Py_ssize_t VL = lanes(at), i, j, v, b, h, w, row, col, rows, cols, above, before
     cdef Rectangle a
+    cdef Picture p
     cdef Slots z = slots_of(s, q, q_end)
     cdef real *d
     cdef real *of
     cdef real *to
     while q < q_end:
         a = rectangle(s, q, q_end)
-        h, w, rows, cols = a.h + top, a.w + left, a.rows * s.m + extra, a.cols * s.m + extra
+        p = picture(s, batch, a.n)
+        h, w = a.h + p.top, a.w + p.left
+        rows, cols = (a.rows - 1) * s.mh + (s.mh if gradient else s.nh), (a.cols - 1) * s.mw + (s.mw if gradient else s.nw)
         if not p.nchw and beyond_caches(s, at):
-            fetch_pixels(p, at, a.n, g, h, w, rows, cols, c, c_end)
+            fetch_pixels(&p, at, g, h, w, rows, cols, c, c_end)
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
-                d, col, row = pixel(p, at, a.n, g, h, w, b), p.col, p.row
+                d, col, row = pixel(&p, at, g, h, w, b), p.col, p.row
             else:
-                load_patch(p, at, a.n, g, h, w, rows, cols, b, patch)
+                load_patch(&p, at, g, h, w, rows, cols, b, patch)
                 d, col, row = patch, VL, cols * VL
             for i in range(a.rows):
                 above = s.bottom.shift if i == a.rows - a.cut_rows else 0
                 for j in range(a.cols):
                     before = s.right.shift if j == a.cols - a.cut_cols else 0
                     of, to = d + row_of(s, &a, i) * row + col_of(s, &a, j) * col, V + slot(&z, &a, i, j) * ld + b - c
-                    if r:
-                        winograd_filter(<int> s.n, r, of, row, col, to, step, <int> above, <int> before, first, end)
+                    if gradient:
+                        winograd_filter(<int> s.nh, <int> s.mh, <int> s.nw, <int> s.mw, of, row, col, to, step, <int> above,
+                                        <int> before, first, end)
                     else:
-                        winograd_data(<int> s.n, of, row, col, to, step, first, end)
+                        winograd_data(<int> s.nh, <int> s.nw, of, row, col, to, step, first, end)
         pass_by(&z, &a)
         q += a.rows * a.cols
 
 
-cdef void transform_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k,
+cdef void transform_results(Shape *s, Picture *batch, real *dst, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t k,
                             Py_ssize_t k_end, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
                             real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + slot * ld + filter - k]."""
     cdef Py_ssize_t VL = lanes(dst), v, c, rows, cols
     cdef Rectangle a
+    cdef Picture p
     cdef Slots z = slots_of(s, q, q_end)
-    cdef bint stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and p.depth % VL == 0
+    cdef bint stream = beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and batch.depth % VL == 0
     while q < q_end:
         a = rectangle(s, q, q_end)
+        p = picture(s, batch, a.n)
         # Tiles that the picture's edge does not cut; a phase of dx may end earlier than the tiles of the largest one.
-        rows = least(a.rows - a.cut_rows, most(0, p.H - a.h) // s.m)
-        cols = least(a.cols - a.cut_cols, most(0, p.W - a.w) // s.m)
+        rows = least(a.rows - a.cut_rows, most(0, p.H - a.h) // s.mh)
+        cols = least(a.cols - a.cut_cols, most(0, p.W - a.w) // s.mw)
         for v in range(ceil_div(k_end - k, VL)):
             c = k + v * VL
             if p.nchw or c + VL > p.depth:
                 rows = cols = 0
-            put_results(s, p, dst, g, &a, &z, 0, rows, 0, cols, c, M + v * VL, ld, step, bias, relu, True, stream, patch)
-            put_results(s, p, dst, g, &a, &z, 0, rows, cols, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
-            put_results(s, p, dst, g, &a, &z, rows, a.rows, 0, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+            put_results(s, &p, dst, g, &a, &z, 0, rows, 0, cols, c, M + v * VL, ld, step, bias, relu, True, stream, patch)
+            put_results(s, &p, dst, g, &a, &z, 0, rows, cols, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+            put_results(s, &p, dst, g, &a, &z, rows, a.rows, 0, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
         pass_by(&z, &a)
         q += a.rows * a.cols
 
@@ -399,22 +430,22 @@ cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *
                       bint direct, bint stream, real *patch) noexcept nogil:
     """The same of VL filters from c on and some rows and columns of a rectangle, written `direct` to the picture, or to a patch."""
     cdef Py_ssize_t VL = lanes(dst), h = a.h + row_of(s, a, i), w = a.w + col_of(s, a, j), row, col, u, v
-    cdef Py_ssize_t rows = (i_end - i) * s.m, cols = (j_end - j) * s.m
+    cdef Py_ssize_t rows = (i_end - i) * s.mh, cols = (j_end - j) * s.mw
     cdef real *y = patch
     if i == i_end or j == j_end:
         return
     if direct:
-        y, col, row = pixel(p, dst, a.n, g, h, w, c), p.col, p.row
+        y, col, row = pixel(p, dst, g, h, w, c), p.col, p.row
     else:
         col, row = VL, cols * VL
     # A tile that begins a pixel earlier is written over there by the tile before it: so the last one comes first.
     for u in range(i_end - 1, i - 1, -1):
         for v in range(j_end - 1, j - 1, -1):
-            winograd_result(<int> s.n, <int> s.m, M + slot(z, a, u, v) * ld, step,
+            winograd_result(<int> s.nh, <int> s.mh, <int> s.nw, <int> s.mw, M + slot(z, a, u, v) * ld, step,
                             y + (a.h + row_of(s, a, u) - h) * row + (a.w + col_of(s, a, v) - w) * col, row, col,
                             bias + c if bias != NULL else NULL, relu, stream)
     if not direct:
-        store_patch(p, dst, a.n, g, h, w, (a.i + i) * s.m - h, (a.j + j) * s.m - w, rows, cols, c, patch)
+        store_patch(p, dst, g, h, w, (a.i + i) * s.mh - h, (a.j + j) * s.mw - w, rows, cols, c, patch)
 
 
 # ---------------------------------------------------------------- forward and grad_x
@@ -437,12 +468,12 @@ cdef struct Blocks:
 
 cdef int team(Shape *s, int threads) noexcept nogil:
     """Threads that the work is worth."""
-    return threads if <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK else 1
+    return threads if <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.values > SMALL_WORK else 1
 
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
-    cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.n * s.n, rounds
+    cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.values, rounds
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels, alone
     # The last vector of a phase reaches into the next one, or past the last.
     z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
@@ -455,7 +486,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.channels = 0
     panels = s.targets * z.panels
     z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
-    z.shares = least(threads, s.n) if panels == s.groups == 1 and total < least(LONE_TILES * threads, TILE_MR) else 1
+    z.shares = least(threads, s.nh) if panels == s.groups == 1 < s.nw and total < least(LONE_TILES * threads, TILE_MR) else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
             or z.cut and total <= 4 * TILE_MR or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
@@ -480,7 +511,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
 
 cdef inline Py_ssize_t shared_numbers(Shape *s, Blocks *z) noexcept nogil:
     """Of one group's U, or of an M to which each thread gives its share of the values."""
-    return s.n * s.n * (z.m_step if z.shares > 1 else 0 if z.channels else z.u_step)
+    return s.values * (z.m_step if z.shares > 1 else 0 if z.channels else z.u_step)
 
 
 cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
@@ -516,7 +547,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
             for i in prange(s.groups * panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
                 g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
                 transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
-                                  least(s.C, cut + FILTER_ROWS), 0, <int> s.n)
+                                  least(s.C, cut + FILTER_ROWS), 0, <int> s.nh)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, block = i // (z.panels * NR), i % (z.panels * NR)
@@ -526,8 +557,8 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space)
         elif z.shares > 1:
             for i in prange(z.shares, num_threads=threads, schedule="static"):
-                multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.n * i // z.shares),
-                               <int> (s.n * (i + 1) // z.shares), space + threadid() * z.scratch)
+                multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.nh * i // z.shares),
+                               <int> (s.nh * (i + 1) // z.shares), space + threadid() * z.scratch)
             before = begin_task()
             transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
             end_task(before)
@@ -547,11 +578,11 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, g = i % s.groups, block = i // s.groups % blocks
     cdef Py_ssize_t cut = i // s.groups // blocks
     if not z.channels:
-        U += g * s.n * s.n * z.u_step
-    multiply_block(s, z, src, w, U, <real *> scratch + s.n * s.n * z.v_step,
+        U += g * s.values * z.u_step
+    multiply_block(s, z, src, w, U, <real *> scratch + s.values * z.v_step,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
                    total * (block + 1) // blocks, s.targets * z.panels * cut // cuts, s.targets * z.panels * (cut + 1) // cuts,
-                   0, <int> s.n, scratch)
+                   0, <int> s.nh, scratch)
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
@@ -568,7 +599,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
             if k < s.K:
                 transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n, first, end)
             else:
-                for v in range(s.n * s.n * n):
+                for v in range(s.values * n):
                     memset(U + v // n * z.u_step + v % n * z.width + half * VL, 0, VL * sizeof(real))
         U += n * z.width
         c += n
@@ -584,7 +615,7 @@ cdef inline void fetch_vector(real *at) noexcept nogil:
 cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
                            Py_ssize_t n, int first, int end) noexcept nogil:
     """The same of VL filters from k on and n channels of phase f."""
-    cdef Py_ssize_t VL = lanes(w), taps = s.F * s.F, C = s.src[0].depth, K = s.K, depth = least(VL, K - k), i, t
+    cdef Py_ssize_t VL = lanes(w), taps = s.Fh * s.Fw, C = s.src[0].depth, K = s.K, depth = least(VL, K - k), i, t
     cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
     cdef real some[16 * 16]                  # [tap of the phase][lane]
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
@@ -599,7 +630,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
             transpose(turned + i * taps * VL, VL, w + ((g * C + c + i) * K + k) * taps, taps, depth, taps)
     else:
         for t in range(taps):
-            if s.S == 2 and (t // s.F % 2 != odd_row(s, f) or t % s.F % 2 != odd_col(s, f)):
+            if s.S == 2 and (t // s.Fw % 2 != odd_row(s, f) or t % s.Fw % 2 != odd_col(s, f)):
                 continue
             if s.transposed:
                 for i in range(depth):
@@ -611,27 +642,28 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                 copy_padded(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth)
     for i in range(n):
         if s.S == 1:
-            winograd_filter(<int> s.n, <int> s.r, turned + i * taps * VL + last, sign * s.r * VL, sign * VL, U + i * z.width,
-                            z.u_step, 0, 0, first, end)
+            winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, turned + i * taps * VL + last, sign * s.rw * VL,
+                            sign * VL, U + i * z.width, z.u_step, 0, 0, first, end)
         else:
             pick_taps(s, f, turned + i * taps * VL, some)
-            winograd_filter(<int> s.n, <int> s.r, some, s.r * VL, VL, U + i * z.width, z.u_step, 0, 0, first, end)
+            winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, some, s.rw * VL, VL, U + i * z.width, z.u_step, 0, 0,
+                            first, end)
 
 
 cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
     """The tap that is coefficient i < r of a phase's polynomial; F or more, or less than 0, if it is missing."""
-    return s.S * (s.r - 1 - i - (odd if dead else 0)) + odd if s.transposed else s.S * i + odd
+    return s.S * (s.rh - 1 - i - (odd if dead else 0)) + odd if s.transposed else s.S * i + odd
 
 
 cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept nogil:
     """some[i][j][lane]: the filter of phase f, r x r, with zeros for missing taps."""
     cdef Py_ssize_t VL = lanes(some), i, j, h, w
-    for i in range(s.r):
+    for i in range(s.rh):
         h = tap_at(s, i, odd_row(s, f), s.dead_h)
-        for j in range(s.r):
+        for j in range(s.rw):
             w = tap_at(s, j, odd_col(s, f), s.dead_w)
-            if 0 <= h < s.F and 0 <= w < s.F:
-                copy(some, turned + (h * s.F + w) * VL, VL, 1)
+            if 0 <= h < s.Fh and 0 <= w < s.Fw:
+                copy(some, turned + (h * s.Fw + w) * VL, VL, 1)
             else:
                 memset(some, 0, VL * sizeof(real))
             some += VL
@@ -639,7 +671,7 @@ cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept n
 
 cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
     """Whether the filters of phase f have this value: odd ones lack one."""
-    return not (odd_row(s, f) and value // s.n == s.dead_h or odd_col(s, f) and value % s.n == s.dead_w)
+    return not (odd_row(s, f) and value // s.nw == s.dead_h or odd_col(s, f) and value % s.nw == s.dead_w)
 
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *M, real *bias, real *dst, bint relu, Py_ssize_t g,
@@ -647,15 +679,15 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
                          char *scratch) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g, all rows of the values, or first to last of them: then
     they stay in M."""
-    cdef Py_ssize_t NR = z.width, values = s.n * s.n, ld = z.panels_at_once * NR, end, c, c_end, i, target
+    cdef Py_ssize_t NR = z.width, values = s.values, ld = z.panels_at_once * NR, end, c, c_end, i, target
     cdef real *V = <real *> scratch
     cdef real *patch = V + values * (z.v_step + z.m_step)
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     for i in range(s.sources):  # one after the other: what follows a phase's last channel is the next one's
-        transform_data(s, &s.src[i], s.top[i], s.left[i], 0, src, g, q, q_end, 0, s.src[i].depth, first, last,
-                       V + i * s.src[i].depth, z.C, z.v_step, patch)
+        transform_data(s, &s.src[i], False, src, g, q, q_end, 0, s.src[i].depth, first, last, V + i * s.src[i].depth, z.C,
+                       z.v_step, patch)
     while panel < panel_end:
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
@@ -669,7 +701,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
             multiply(s, z, V, own, M, &slots, panel, end, c, c_end, first, last)
             c = c_end
-        if last - first == s.n:
+        if last - first == s.nh:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                               least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
         panel = end
@@ -684,7 +716,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0)
-    for value in range(first_row * s.n, last_row * s.n):
+    for value in range(first_row * s.nw, last_row * s.nw):
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
         hi = most(lo, least(hi, c_end))
@@ -746,7 +778,7 @@ cdef class WeightGradient:
 
 cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Corners z
-    cdef Py_ssize_t VL = lanes(like), values = s.n * s.n, room = 600000 // (values * <Py_ssize_t> sizeof(real))
+    cdef Py_ssize_t VL = lanes(like), values = s.values, room = 600000 // (values * <Py_ssize_t> sizeof(real))
     cdef Py_ssize_t tasks = parts * s.groups * s.sources, part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts)
     z.whole = parts == s.sources == 1
     z.width = VL if s.K <= VL else 2 * VL
@@ -772,7 +804,7 @@ cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) n
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
-    return self.parts * s.groups * s.F * s.F * s.src[0].depth * z.ld * sizeof(real) + threads * z.scratch
+    return self.parts * s.groups * s.Fh * s.Fw * s.src[0].depth * z.ld * sizeof(real) + threads * z.scratch
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
@@ -787,7 +819,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
     cdef real *out = data(dw, like)
     cdef real *result = <real *> (space + threads * z.scratch)
     with nogil:
-        if threads > 1 and <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.n * s.n > SMALL_WORK:
+        if threads > 1 and <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.values > SMALL_WORK:
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 corner_task(s, &z, x, d, result, out, parts, i, space + threadid() * z.scratch)
             for i in prange(sums, num_threads=threads, schedule="static"):
@@ -805,15 +837,15 @@ cdef void corner_task(Shape *s, Corners *z, real *src, real *dy, real *result, r
     cdef Py_ssize_t k = i % z.across, c = i // z.across % z.down, f = i // z.across // z.down % s.sources, VL = lanes(src)
     cdef Py_ssize_t g = i // z.across // z.down // s.sources % s.groups, p = i // z.across // z.down // s.sources // s.groups
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth
-    sum_corner(s, z, src, dy, result + (p * s.groups + g) * s.F * s.F * C * z.ld, dw, g, f, z.vectors * c // z.down * VL,
+    sum_corner(s, z, src, dy, result + (p * s.groups + g) * s.Fh * s.Fw * C * z.ld, dw, g, f, z.vectors * c // z.down * VL,
                least(C, z.vectors * (c + 1) // z.down * VL), z.panels * k // z.across * z.width,
                least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // parts, total * (p + 1) // parts, scratch)
 
 
 cdef void sums_task(Shape *s, Corners *z, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
-    cdef Py_ssize_t C = s.src[0].depth, size = s.F * s.F * C * z.ld, g = i // z.vectors, c = i % z.vectors * lanes(dw)
-    write_weights(result + g * size, s.groups * size, parts, z.ld, s.F * s.F, C, s.K, s.groups, dw, s.dst[0].nchw, g, c,
+    cdef Py_ssize_t C = s.src[0].depth, size = s.Fh * s.Fw * C * z.ld, g = i // z.vectors, c = i % z.vectors * lanes(dw)
+    write_weights(result + g * size, s.groups * size, parts, z.ld, s.Fh * s.Fw, C, s.K, s.groups, dw, s.dst[0].nchw, g, c,
                   least(C, c + lanes(dw)), 0, s.K)
 
 
@@ -822,7 +854,7 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
                      char *scratch) noexcept nogil:
     """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end; dw
     too, if that is all."""
-    cdef Py_ssize_t VL = lanes(src), values = s.n * s.n, i, j, v, end, tap = s.src[0].depth * z.ld
+    cdef Py_ssize_t VL = lanes(src), values = s.values, i, j, v, end, tap = s.src[0].depth * z.ld
     cdef real *at
     cdef real some[16 * 16]  # [tap of the phase][lane]
     cdef real *V = <real *> scratch
@@ -836,10 +868,8 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
         memset(M, 0, values * z.m_step * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
-        transform_data(s, &s.src[f], s.top[f], s.left[f], 0, src, g, q, end, c, c_end, 0, <int> s.n, V, z.C, z.v_step,
-                       patch)
-        transform_data(s, &s.dst[0], 0, 0, <int> s.m, dy, g, q, end, k, k_end, 0, <int> s.n, D, z.K, z.d_step,
-                       patch)
+        transform_data(s, &s.src[f], False, src, g, q, end, c, c_end, 0, <int> s.nh, V, z.C, z.v_step, patch)
+        transform_data(s, &s.dst[0], True, dy, g, q, end, k, k_end, 0, <int> s.nh, D, z.K, z.d_step, patch)
         slots = slots_of(s, q, end)
         add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k, add)
         q, add = end, True
@@ -848,23 +878,25 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
             j = v * VL
             at = result + (c + i) * z.ld + k + j
             if s.S == 1:
-                winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, at, s.r * tap, tap, NULL, 0, 0)
+                winograd_result(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, M + i * z.K + j, z.m_step, at, s.rw * tap, tap,
+                                NULL, 0, 0)
             else:
-                winograd_result(<int> s.n, <int> s.r, M + i * z.K + j, z.m_step, some, s.r * VL, VL, NULL, 0, 0)
+                winograd_result(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, M + i * z.K + j, z.m_step, some, s.rw * VL, VL,
+                                NULL, 0, 0)
                 put_taps(s, f, some, at, tap)
     if z.whole:
-        write_weights(result, 0, 1, z.ld, s.F * s.F, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, g, c, c_end, k, k_end)
+        write_weights(result, 0, 1, z.ld, s.Fh * s.Fw, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, g, c, c_end, k, k_end)
     end_task(before)
 
 
 cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t tap) noexcept nogil:
     """result[h * F + w][lane]: the taps of phase f, which lie in some[i][j][lane]."""
     cdef Py_ssize_t VL = lanes(some), i, j, h, w
-    for i in range(s.r):
-        for j in range(s.r):
+    for i in range(s.rh):
+        for j in range(s.rw):
             h, w = tap_at(s, i, odd_row(s, f), s.dead_h), tap_at(s, j, odd_col(s, f), s.dead_w)
-            if h < s.F and w < s.F:
-                copy(result + (h * s.F + w) * tap, some + (i * s.r + j) * VL, VL, 1)
+            if h < s.Fh and w < s.Fw:
+                copy(result + (h * s.Fw + w) * tap, some + (i * s.rw + j) * VL, VL, 1)
 
 
 cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *slots, Py_ssize_t f, Py_ssize_t channels,
@@ -875,7 +907,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *s
     cdef real *a
     cdef real *c[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, add, 0, 0, 0)
-    for value in range(s.n * s.n):
+    for value in range(s.values):
         tiles_with(s, slots, value, &begin, &end)
         if begin == end or not lives(s, value, f):
             if not add:
