@@ -44,6 +44,14 @@ LARGE = [
     Problem("large 3x3 stride 2 of tiles cut on the right and below", 2, 26, 20, 24, 40, S=2, P=1),
     Problem("large first layer of long rows", 3, 40, 350, 2, 7, P=1),
     Problem("large first layer of long rows, stride 2, grouped", 2, 41, 330, 4, 10, 5, S=2, P=2, groups=2),
+    Problem("large row of a window", 2, 17, 20, 40, 72, (1, 7), P=(0, 3)),
+    Problem("large column of a window", 2, 15, 13, 37, 33, (3, 1), P=(1, 0)),
+    Problem("large row of a window, of few tiles", 1, 1, 30, 70, 24, (1, 5), P=(0, 2)),
+    Problem("large row of a window, grouped, dilated", 2, 9, 31, 24, 40, (1, 5), P=(0, 4), dilation=(1, 2), groups=2),
+    Problem("large column of a window, oddly padded, dilated", 2, 29, 6, 20, 33, (7, 1), P=((5, 2), (0, 1)), dilation=(3, 1)),
+    Problem("large dilated, of pictures of two sizes", 2, 23, 21, 24, 40, P=((3, 2), (4, 5)), dilation=(3, 4)),
+    Problem("large dilated 2, of many tiles", 2, 40, 38, 24, 33, P=2, dilation=2),
+    Problem("large 5x5 dilated farther than the picture", 1, 5, 6, 16, 33, 5, P=14, dilation=7),
     # Few filters under many channels, or few channels under many filters: vectors run along the others
     Problem("large 3x3 of three filters", 2, 17, 18, 37, 3, P=1),
     Problem("large dilated of two filters, oddly padded", 1, 19, 18, 40, 2, (3, 2), P=((1, 0), (2, 1)), dilation=(2, 3)),
@@ -79,9 +87,13 @@ SEVERAL = [p for p in ALL if p.N > 1]
 
 
 def can(p, method):
-    """What the documentation says of "winograd": 3x3, 5x5 and 7x7 windows, S=1 or 2, no dilation. The others do everything."""
-    w = p.window
-    return method != "winograd" or (w.F in ((3, 3), (5, 5), (7, 7)) and w.S in ((1, 1), (2, 2)) and w.dilation == (1, 1))
+    """What the documentation says of "winograd": windows of 3, 5 or 7 a side, or such a row or column, with S=1; square ones
+    without dilation with S=2, too. The others do everything."""
+    w, sides = p.window, set(p.window.F)
+    if method != "winograd":
+        return True
+    square = w.F[0] == w.F[1]
+    return max(sides) in (3, 5, 7) and (square or 1 in sides) and (w.S == (1, 1) or square and w.S == (2, 2) and w.dilation == (1, 1))
 
 
 def convolve(e, out=None, **how):

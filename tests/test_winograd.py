@@ -24,6 +24,8 @@ SIDES = (4, 9, 16)
 DIRECT = 0.25, 4.0
 TRANSFORMS = {3: (9.0, 160.0), 5: (24.0, 400.0), 7: (80.0, 1000.0)}
 SUM, TILE = {3: (1.0, 10.0), 5: (2.5, 20.0), 7: (2.5, 20.0)}, {3: 4, 5: 16, 7: 4}
+# The same of windows of one row or column: they are transformed once, not twice.
+LINES = (14.0, 120.0), (1.2, 12.0)
 # The same of S=2, whose four phases are summed over four, six or, with few channels, eight points.
 STRIDED = {3: ((8.0, 100.0), (2.0, 20.0)), 5: ((8.0, 100.0), (2.0, 20.0)), 7: ((24.0, 400.0), (2.5, 20.0))}
 
@@ -37,7 +39,8 @@ def errors(made, exact, eps):
 @functools.cache
 def problem(F, S, C, side, dtype):
     """x, w, dy and the exact y, dx and dw of a convolution from C channels to C."""
-    p = Problem(f"{F}x{F} S={S} {C} channels", 2, side, side + 1, C, C, F, S=S, P=F // 2)
+    P = F // 2 if isinstance(F, int) else (F[0] // 2, F[1] // 2)
+    p = Problem(f"{F} S={S} {C} channels", 2, side, side + 1, C, C, F, S=S, P=P)
     x, w, _, dy = (a.astype(dtype) for a in p.arrays("NHWC", np.float64, seed=C))
     wide = [a.astype(np.float64) for a in (x, w, dy)]
     exact = (
@@ -57,18 +60,20 @@ def three(p, x, w, dy, method):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("S", [1, 2])
-@pytest.mark.parametrize("F", [3, 5, 7])
+@pytest.mark.parametrize(("F", "S"), [*itertools.product((3, 5, 7), (1, 2)), ((1, 3), 1), ((5, 1), 1), ((1, 7), 1)])
 def test_errors_stay_within_what_is_stated(isa, F, S, dtype):
-    eps = float(np.finfo(dtype).eps)
-    transforms, sums = (TRANSFORMS[F], SUM[F]) if S == 1 else STRIDED[F]
-    for C in CHANNELS[F]:
+    eps, side_of_F, taps = float(np.finfo(dtype).eps), np.max(F), int(np.prod(window("", 9, 9, F, 1, 0, 1).F))
+    if taps == side_of_F:
+        transforms, sums = LINES
+    else:
+        transforms, sums = (TRANSFORMS[F], SUM[F]) if S == 1 else STRIDED[F]
+    for C in CHANNELS[side_of_F]:
         for side in SIDES[: 2 if C > 64 else 3]:
             p, x, w, dy, exact = problem(F, S, C, side, dtype)
             places = dy.size // C
             for method in ("direct", "winograd"):
                 for name, made, right in zip(("y", "dx", "dw"), three(p, x, w, dy, method), exact, strict=True):
-                    n, m = (places, places / TILE[F]) if name == "dw" else (F * F * C, C)
+                    n, m = (places, places / TILE[side_of_F]) if name == "dw" else (taps * C, C)
                     for kind, error in enumerate(errors(made, right, eps)):
                         bound = DIRECT[kind] * n**0.5
                         if method == "winograd":
@@ -103,18 +108,18 @@ def test_a_constant_picture_is_exact_inside(isa, dtype):
 
 def test_tiles_that_an_edge_cuts_need_fewer_values():
     """Result i of m takes the value at 0 only if i is 0, and that at infinity only if it is m - 1: as in `Edge`."""
-    for m, F, H, W in itertools.product((2, 4), (3, 5), range(1, 12), (4, 7)):
-        n = m + F - 1
-        p = planning.Problem("fwd", 1, H + F - 1, W + F - 1, 8, 8, window("", H + F - 1, W + F - 1, F, 1, 0, 1), 1, False, "f4")
+    for m, F, d, H, W in itertools.product((2, 4), (3, 5), (1, 2), range(1, 12), (4, 7)):
+        n, H1, W1 = m + F - 1, H + d * (F - 1), W + d * (F - 1)
+        p = planning.Problem("fwd", 1, H1, W1, 8, 8, window("", H1, W1, F, 1, 0, d), 1, False, "f4")
         needed = 1
-        for places in (H, W):
+        for places in (-(-H // d), -(-W // d)):
             values = 0
             for first in range(0, places, m):
                 rest = min(m, places - first)
                 begins = range(min(2, m - rest + 1))  # a pixel early, or not
                 values += min(n - (begin > 0) - (begin + rest < m) for begin in begins)
             needed *= values / (n * -(-places // m))
-        assert planning._needed(p, m) == pytest.approx(needed), (m, F, H, W)
+        assert planning._needed(p, (m, m)) == pytest.approx(needed), (m, F, d, H, W)
 
 
 def test_exact_precision_keeps_auto_away_from_winograd(isa):

@@ -415,7 +415,7 @@ MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block 
 MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.75, 0.62
 LARGE = 12 << 20  # bytes of transformed filters
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
-EIGHT_POINTS_TILES = 256  # tiles of one part
+EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
 
 
 def _nominal(p: Problem) -> Problem:
@@ -527,20 +527,24 @@ def _parts(p: Problem, m: Pair) -> int:
 
 def _exact_enough(p: Problem, m: Pair) -> bool:
     """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
-    r = max(_phase_extents(p))
-    if _values(p, m) != (8, 8):
+    values, line = _values(p, m), 1 in m
+    if 8 not in values:
         return True
     if p.direction == "grad_w":
-        return r < 7 and _tiles(p, m) <= EIGHT_POINTS_TILES * _parts(p, m)
-    return (p.K if p.direction == "grad_x" else p.window.S[0] ** 2 * p.D1) // p.groups <= EIGHT_POINTS
+        most = (EIGHT_POINTS_TILES_OF_LINES if line else EIGHT_POINTS_TILES) * _parts(p, m)
+        return (line or p.window.F != (7, 7)) and _tiles(p, m) <= most
+    return line or (p.K if p.direction == "grad_x" else p.window.S[0] ** 2 * p.D1) // p.groups <= EIGHT_POINTS
 
 
 def winograd_tile(p: Problem) -> Pair:
     """Rows and columns of results, the cheapest that are exact enough; of 7x7 filters there is one tile only."""
     rh, rw = _phase_extents(p)
-    r = max(rh, rw)
-    points = ((4,) if r == 2 else (8, 6) if r == 4 else (6, 4)) if p.window.S == (2, 2) else (r + 3, r + 1) if r < 7 else (8,)
-    tiles = [(1 if rh == 1 < r else n - r + 1, 1 if rw == 1 < r else n - r + 1) for n in points if n > r]
+    r, line, phases = max(rh, rw), 1 in p.window.F, p.window.S == (2, 2)
+    if phases:
+        points = {2: (4,), 3: (6, 4), 4: (8, 6)}[r]
+    else:
+        points = {3: (8, 6) if line else (6, 4), 5: (8, 6), 7: (8,)}[r]
+    tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
     able = [m for m in tiles if _exact_enough(p, m)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=(2, 2))
 
@@ -551,7 +555,7 @@ def _winograd_refuses(p: Problem) -> str | None:
     if max(Fh, Fw) not in (3, 5, 7) or Fh != Fw and not line:
         return f"it has transforms for 3x3, 5x5 and 7x7 windows and for one row or column of them, not {Fw}x{Fh}"
     if w.S != (1, 1) and (w.S != (2, 2) or line or w.dilation != (1, 1)):
-        return f"it needs S=1, or S=2 with a square window and dilation=1, not S={w.S} and dilation={w.dilation}"
+        return f"it needs S=1, or a square window with S=2 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
 
 
