@@ -139,12 +139,19 @@ INLINE VEC CAT(load_even)(const REAL *p, ptrdiff_t n) {
 #endif
 }
 
-/* Every fourth of 4 VL - 3 numbers. */
-INLINE VEC CAT(load_fourth)(const REAL *p) {
+/* Every fourth of 4 n - 3 numbers, n <= VL, and zeros after them. */
+INLINE VEC CAT(load_fourth)(const REAL *p, ptrdiff_t n) {
 #if defined(__GNUC__)
-    return EVEN(EVEN(CAT(load)(p), CAT(load)(p + VL)), CAT(load_even)(p + 2 * VL, VL - 1));
+    VEC part[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        const ptrdiff_t left = 4 * n - 3 - i * VL;
+        part[i] = left > 0 ? CAT(load_part)(p + i * VL, left) : CAT(splat)(0);
+    }
+    return EVEN(EVEN(part[0], part[1]), EVEN(part[2], part[3]));
 #else
-    EACH_LANE(p[4 * i]);
+    REAL r[VL] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) r[i] = p[4 * i];
+    return CAT(load)(r);
 #endif
 }
 
@@ -165,7 +172,11 @@ INLINE void CAT(copy)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t n,
         if (n > 0) CAT(store_part)(dst, CAT(load_even)(src, n), n);
         return;
     }
-    for (; src_step == 4 && n >= VL; n -= VL, dst += VL, src += 4 * VL) CAT(store)(dst, CAT(load_fourth)(src));
+    if (src_step == 4) {
+        for (; n >= VL; n -= VL, dst += VL, src += 4 * VL) CAT(store)(dst, CAT(load_fourth)(src, VL));
+        if (n > 0) CAT(store_part)(dst, CAT(load_fourth)(src, n), n);
+        return;
+    }
     if (src_step != 1) {
         for (ptrdiff_t i = 0; i < n; i++) dst[i] = src[i * src_step];
         return;
@@ -219,6 +230,9 @@ static void CAT(pack_pieces)(REAL *restrict dst, ptrdiff_t row_step, const REAL 
             } else if (step == 2) {
                 CAT(store_part)(to, CAT(load_even)(from, n < VL ? n : VL), n);
                 if (n > VL) CAT(store_part)(to + VL, CAT(load_even)(from + 2 * VL, n - VL), n - VL);
+            } else if (step == 4) {
+                CAT(store_part)(to, CAT(load_fourth)(from, n < VL ? n : VL), n);
+                if (n > VL) CAT(store_part)(to + VL, CAT(load_fourth)(from + 4 * VL, n - VL), n - VL);
             } else {
                 for (ptrdiff_t i = 0; i < n; i++) to[i] = from[i * step];
             }
