@@ -12,10 +12,14 @@ with a stride S the places of dx fall into S phases, each with the taps that rea
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, copy, data, end_task, prefetch_low, real, transpose
+from fastconv._kernels.tiles cimport (
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, floor_div, make_shares, prefetch_low, real, take,
+    transpose,
+)
+
+from fastconv._kernels import memory
 
 cnp.import_array()
 
@@ -76,8 +80,13 @@ cdef struct Axis:
     Py_ssize_t first, last            # the same, divided by in_step and rounded down
 
 
-cdef inline Py_ssize_t floor_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a // b if a >= 0 else -((b - 1 - a) // b)
+cdef inline cnp.ndarray workspace(Py_ssize_t bytes):
+    return memory.empty((bytes + 64,), "u1")
+
+
+cdef inline char *first_line(cnp.ndarray space) noexcept:
+    """Where its first whole cache line begins: vectors then lie on one each."""
+    return <char *> aligned(<Py_ssize_t> cnp.PyArray_DATA(space))
 
 
 cdef inline Py_ssize_t places(Axis *a, Py_ssize_t phase) noexcept nogil:
@@ -327,21 +336,17 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real))
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
-    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
-    cdef char *scratch = <char *> malloc(threads * own + 64)
-    cdef real *by_filter = NULL
-    if m > 1 and not back:
-        by_filter = <real *> malloc((taps + 1) * K * sizeof(real))
-    if scratch is NULL or (m > 1 and not back and by_filter is NULL):
-        free(scratch)
-        free(by_filter)
-        raise MemoryError
+    cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
+    cdef cnp.ndarray space = workspace(threads * own + (0 if m == 1 or back else (taps + 1) * K * sizeof(real)))
+    cdef char *scratch = first_line(space)
+    cdef real *by_filter = <real *> (scratch + threads * own) if m > 1 and not back else NULL
     cdef real *filter_bias = NULL
     cdef real *image
     cdef real *first
     cdef real *buffer
     cdef Py_ssize_t item, n, c, C, row, k
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef Tables *t
     for item in range(threads):
         make_tables(scratch + item * own, h, v, pixel_bytes, spacing, sizeof(real))
@@ -351,9 +356,13 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
             if bias is not NULL:
                 filter_bias = by_filter + taps * K
                 interleave(bias, K, filter_bias, 1, D, m, True)
+        make_shares(shares, threads, N * blocks * h.n_out)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(N * blocks * h.n_out, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 t = <Tables *> (scratch + threadid() * own)
                 buffer = <real *> (scratch + threadid() * own + lists)
                 row = item % h.n_out
@@ -374,8 +383,6 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                                  filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
-    free(scratch)
-    free(by_filter)
     return 0
 
 
@@ -401,26 +408,27 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
     cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)), w_depth = spacing if m == 1 and spacing else D
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
-    cdef Py_ssize_t own = lists + (0 if m == 1 else v.n_out * block * m * sizeof(real))
-    cdef char *scratch = <char *> malloc(threads * own + 64)
+    cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
     cdef bint in_place = parts == 1 and m == 1
-    cdef real *sums = dw if in_place else <real *> malloc(parts * taps * K * sizeof(real) + 64)
-    if scratch is NULL or sums is NULL:
-        free(scratch)
-        if not in_place:
-            free(sums)
-        raise MemoryError
+    cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * taps * K * sizeof(real)))
+    cdef char *scratch = first_line(space)
+    cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
     cdef real *own_sums
     cdef real *first
     cdef Py_ssize_t item, part, c, C, r, k, t, depth
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef Tables *tables
     for item in range(threads):
         make_tables(scratch + item * own, h, v, block * sizeof(real), spacing, sizeof(real))
     with nogil:
+        make_shares(shares, threads, blocks * parts)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(blocks * parts, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 tables = <Tables *> (scratch + threadid() * own)
                 part, c = item // blocks, item % blocks * block
                 C = min(block, D - c)
@@ -442,9 +450,6 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
             end_task(before)
         for item in range(0 if in_place else taps * m):
             add_parts(dw, sums, parts, item // m, item % m, taps, D, m)
-    free(scratch)
-    if not in_place:
-        free(sums)
     return 0
 
 
@@ -469,10 +474,15 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef real *read
     cdef real *made
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     with nogil:
+        make_shares(shares, threads, N * D * bands)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(N * D * bands, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 plane, band = item // bands, item % bands
                 r, r_end = h.n_out * band // bands, h.n_out * (band + 1) // bands
                 b = bias + plane % D if bias is not NULL else NULL
@@ -502,12 +512,11 @@ cdef inline void add_lanes(real *dw, real *sums, Py_ssize_t taps, Py_ssize_t par
 cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, int threads) except -1:
     """A channel, and a fixed share of the images, at a time."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), parts = max(1, min(N, PARTS // D)), own = 9 * lanes
-    cdef real *sums = <real *> malloc((D * parts * own) * sizeof(real))
+    cdef cnp.ndarray space = workspace(D * parts * own * sizeof(real))
+    cdef real *sums = <real *> first_line(space)
     cdef Py_ssize_t item, c, part, n
     cdef unsigned int before = 0
     cdef real *total
-    if sums is NULL:
-        raise MemoryError
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
@@ -525,7 +534,6 @@ cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
             for c in prange(D, schedule="static"):
                 add_lanes(dw + c * 9, sums + c * parts * own, 9, parts, own)
             end_task(before)
-    free(sums)
     return 0
 
 
@@ -556,19 +564,17 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
     cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
-    cdef Py_ssize_t own = lists + ((in_plane + out_plane) * G + width) * sizeof(real)
-    cdef char *scratch = <char *> malloc(threads * own + 64)
-    cdef real *by_tap = <real *> malloc((taps + 1) * D * m * sizeof(real))  # [filter of its channel][tap][channel], then biases
-    if scratch is NULL or by_tap is NULL:
-        free(scratch)
-        free(by_tap)
-        raise MemoryError
+    cdef Py_ssize_t own = lists + aligned(((in_plane + out_plane) * G + width) * sizeof(real))
+    cdef cnp.ndarray space = workspace(threads * own + (taps + 1) * D * m * sizeof(real))
+    cdef char *scratch = first_line(space)
+    cdef real *by_tap = <real *> (scratch + threads * own)  # [filter of its channel][tap][channel], then biases
     cdef real *biases = by_tap + taps * D * m
     cdef real *read
     cdef real *made
     cdef real *spare
     cdef Py_ssize_t item, n, c, C, row, k
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef Tables *t
     for item in range(threads):
         make_tables(scratch + item * own, h, v, G * sizeof(real), 0, sizeof(real))
@@ -577,9 +583,13 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
             transpose(by_tap + k * taps * D, D, w + k * taps, m * taps, D, taps)
             if bias is not NULL:
                 transpose(biases + k * D, D, bias + k, m, D, 1)
+        make_shares(shares, threads, N * groups)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(N * groups, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 t = <Tables *> (scratch + threadid() * own)
                 read = <real *> (scratch + threadid() * own + lists)
                 made = read + in_plane * G
@@ -600,8 +610,6 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                         transpose(y + (n * D + c if back else (n * D + c) * m + k) * out_plane, (1 if back else m) * out_plane,
                                   made, G, out_plane, C)
             end_task(before)
-    free(scratch)
-    free(by_tap)
     return 0
 
 
@@ -611,27 +619,28 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t parts = max(1, min(PARTS // groups, N)), K = D * m, in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out
     cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
-    cdef Py_ssize_t own = lists + (in_plane + out_plane + taps * m) * G * sizeof(real)
-    cdef char *scratch = <char *> malloc(threads * own + 64)
-    cdef real *sums = dw if parts == 1 else <real *> malloc(parts * K * taps * sizeof(real))
-    if scratch is NULL or sums is NULL:
-        free(scratch)
-        if parts > 1:
-            free(sums)
-        raise MemoryError
+    cdef Py_ssize_t own = lists + aligned((in_plane + out_plane + taps * m) * G * sizeof(real))
+    cdef cnp.ndarray space = workspace(threads * own + (0 if parts == 1 else parts * K * taps * sizeof(real)))
+    cdef char *scratch = first_line(space)
+    cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own)
     cdef real *read
     cdef real *given
     cdef real *total
     cdef Py_ssize_t item, n, c, C, row, k, part, i
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef real one
     cdef Tables *t
     for item in range(threads):
         make_tables(scratch + item * own, h, v, G * sizeof(real), 0, sizeof(real))
     with nogil:
+        make_shares(shares, threads, groups * parts)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(groups * parts, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 t = <Tables *> (scratch + threadid() * own)
                 read = <real *> (scratch + threadid() * own + lists)
                 given = read + in_plane * G
@@ -655,9 +664,6 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                 for part in range(parts):
                     one = one + sums[part * K * taps + i]
                 dw[i] = one
-    free(scratch)
-    if parts > 1:
-        free(sums)
     return 0
 
 
@@ -793,17 +799,15 @@ cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Stage s = make_stage(h, v, m if h.back else 1, 1 if h.back else m, sizeof(real))
     cdef Py_ssize_t phases = h.out_step * v.out_step, taps = h.F * v.F * s.sources
     cdef Py_ssize_t bands = (places(h, 0) + s.band - 1) // s.band, groups = (N * D + s.group - 1) // s.group
-    cdef Py_ssize_t own = (2 * taps * 8 + 63) // 64 * 64 + (s.group * s.size + 16) * sizeof(real)
-    cdef Py_ssize_t *begin = <Py_ssize_t *> malloc((phases + 1 + 2 * taps) * sizeof(Py_ssize_t))
-    cdef char *scratch = <char *> malloc(threads * own + 64)
-    if begin is NULL or scratch is NULL:
-        free(begin)
-        free(scratch)
-        raise MemoryError
+    cdef Py_ssize_t own = aligned(2 * taps * sizeof(void *)) + aligned((s.group * s.size + 16) * sizeof(real))
+    cdef cnp.ndarray space = workspace(threads * own + (phases + 1 + 2 * taps) * sizeof(Py_ssize_t))
+    cdef char *scratch = first_line(space)
+    cdef Py_ssize_t *begin = <Py_ssize_t *> (scratch + threads * own)
     cdef Py_ssize_t *offset = begin + phases + 1
     cdef Py_ssize_t *weight = offset + taps
     cdef Py_ssize_t phase, item, plane, end, p, q
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef real *staged
     cdef void **lists
     begin[0] = 0
@@ -811,12 +815,16 @@ cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
         begin[phase + 1] = begin[phase] + tap_offsets(&s, phase // v.out_step, phase % v.out_step, offset + begin[phase],
                                                       weight + begin[phase])
     with nogil:
+        make_shares(shares, threads, groups * bands)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
             memset(scratch + threadid() * own, 0, own)
-            for item in prange(groups * bands, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 lists = <void **> (scratch + threadid() * own)
-                staged = <real *> (lists + (2 * taps + 7) // 8 * 8)
+                staged = <real *> (<char *> lists + aligned(2 * taps * sizeof(void *)))
                 q = item % bands * s.band
                 plane = item // bands * s.group
                 end = min(plane + s.group, N * D)
@@ -828,8 +836,6 @@ cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 for p in range(plane, end):
                     unstage(&s, staged + (p - plane) * s.size + s.dealt, y + p * s.results * h.n_out * v.n_out, q)
             end_task(before)
-    free(begin)
-    free(scratch)
     return 0
 
 
@@ -888,31 +894,31 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t taps = h.F * v.F, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t bands = (h.n_out + s.band - 1) // s.band, groups = (D + s.group - 1) // s.group, units = N * bands
     cdef Py_ssize_t parts = max(1, min(PARTS // groups, units))
-    cdef Py_ssize_t list_size = (taps * 8 + 63) // 64 * 64
+    cdef Py_ssize_t list_size = aligned(taps * sizeof(void *)), offsets = aligned(2 * taps * sizeof(Py_ssize_t))
     cdef Py_ssize_t sums_size = s.group * m * taps * lanes
-    cdef Py_ssize_t own = list_size + (s.group * s.size + sums_size + 16) * sizeof(real)
-    cdef char *scratch = <char *> malloc(threads * own + 64)
-    cdef Py_ssize_t *offset = <Py_ssize_t *> malloc(2 * taps * sizeof(Py_ssize_t))
-    cdef real *sums = dw if parts == 1 else <real *> malloc(parts * D * m * taps * sizeof(real))
-    if scratch is NULL or offset is NULL or sums is NULL:
-        free(scratch)
-        free(offset)
-        if parts > 1:
-            free(sums)
-        raise MemoryError
+    cdef Py_ssize_t own = list_size + aligned((s.group * s.size + sums_size + 16) * sizeof(real))
+    cdef cnp.ndarray space = workspace(threads * own + offsets + (0 if parts == 1 else parts * D * m * taps * sizeof(real)))
+    cdef char *scratch = first_line(space)
+    cdef Py_ssize_t *offset = <Py_ssize_t *> (scratch + threads * own)
+    cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own + offsets)
     cdef Py_ssize_t item, part, c, channels, unit, p, n, q, i
     cdef bint by_rows
     cdef unsigned int before = 0
+    cdef Share shares[SHARES]
     cdef real *staged
     cdef real *acc
     cdef real *result
     cdef real total
     tap_offsets(&s, 0, 0, offset, offset + taps)
     with nogil:
+        make_shares(shares, threads, groups * parts)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
             memset(scratch + threadid() * own, 0, own)
-            for item in prange(groups * parts, schedule="static"):
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
                 staged = <real *> (scratch + threadid() * own + list_size)
                 acc = staged + s.group * s.size
                 part = item // groups
@@ -940,10 +946,6 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                 for part in range(parts):
                     total = total + sums[part * D * m * taps + i]
                 dw[i] = total
-    free(scratch)
-    free(offset)
-    if parts > 1:
-        free(sums)
     return 0
 
 
