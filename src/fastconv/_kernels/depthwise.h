@@ -20,11 +20,11 @@
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
 #define DW_WIDEST 7
-#define DW_KINDS 6
+#define DW_KINDS 7
 
 /* The run that suits `width` neighbouring taps at this step; 0 if none does but that of single taps. */
 static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
-    if (step == 2) return width == 3 ? 5 : 0;
+    if (step == 2) return width == 3 ? 5 : width == 5 ? 6 : 0;
     if (step != 1) return 0;
     return width == 2 ? 1 : width == 3 ? 2 : width == 5 ? 3 : width == 7 ? 4 : 0;
 }
@@ -189,8 +189,9 @@ INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int kn
 #define DW_DEFINE_51(m) DW_DEFINE(5, 1, m)
 #define DW_DEFINE_71(m) DW_DEFINE(7, 1, m)
 #define DW_DEFINE_32(m) DW_DEFINE(3, 2, m)
+#define DW_DEFINE_52(m) DW_DEFINE(5, 2, m)
 DW_EACH(DW_DEFINE_11) DW_EACH(DW_DEFINE_21) DW_EACH(DW_DEFINE_31)
-DW_EACH(DW_DEFINE_51) DW_EACH(DW_DEFINE_71) DW_EACH(DW_DEFINE_32)
+DW_EACH(DW_DEFINE_51) DW_EACH(DW_DEFINE_71) DW_EACH(DW_DEFINE_32) DW_EACH(DW_DEFINE_52)
 
 /* For each kind of run, in the order of dw_kind: a function for each number of pixels. */
 typedef void (*CAT(dw_function))(DW_ARGUMENTS);
@@ -198,7 +199,7 @@ typedef void (*CAT(dw_function))(DW_ARGUMENTS);
     {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4), \
      CAT(name##_##kind##_5), CAT(name##_##kind##_6), CAT(name##_##kind##_7), CAT(name##_##kind##_8)}
 #define DW_LISTS(name) {DW_LIST(name, 1_1), DW_LIST(name, 2_1), DW_LIST(name, 3_1), DW_LIST(name, 5_1), DW_LIST(name, 7_1), \
-                        DW_LIST(name, 3_2)}
+                        DW_LIST(name, 3_2), DW_LIST(name, 5_2)}
 static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
 /* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
@@ -230,6 +231,7 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
 #undef DW_DEFINE_51
 #undef DW_DEFINE_71
 #undef DW_DEFINE_32
+#undef DW_DEFINE_52
 #undef DW_LIST
 #undef DW_LISTS
 #undef DW_MEETS

@@ -62,7 +62,7 @@ cdef enum:
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
-    TURN_BYTES = 1 << 17   # of small planes that are turned over together, read and written: part of a second-level cache
+    TURN_BYTES = 1 << 19  # of small planes that are turned over together, read and written: half a second-level cache
     BACK_ROWS = 16         # of dx that are made side by side, where some cache keeps it
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
@@ -545,8 +545,9 @@ cdef Py_ssize_t turned_channels(Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t items
     """How many channels at a time: whole vectors, the planes read and written in the cache; 0 if that cannot be had."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize, groups
     cdef Py_ssize_t fit = TURN_BYTES // ((h.n_in * v.n_in + h.n_out * v.n_out) * itemsize)
-    if fit < 2 * lanes or D < lanes:  # with a single vector for each pixel the loops around it would show
+    if fit < lanes or D < lanes:
         return 0
+    fit = max(fit, 2 * lanes)  # with a single vector for each pixel the loops around it would show
     groups = (D + min(fit, 64) - 1) // min(fit, 64)
     return min(((D + groups - 1) // groups + lanes - 1) // lanes, fit // lanes) * lanes
 
