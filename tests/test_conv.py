@@ -80,6 +80,15 @@ LARGE = [
     Problem("large depthwise stride 2", 2, 41, 38, 72, 72, S=2, P=1, groups=72),
     Problem("large depthwise multiplier 2", 2, 30, 29, 36, 72, P=1, groups=36),
     Problem("large grouped", 2, 19, 18, 40, 72, P=1, groups=4),
+    # Groups so small that a vector holds several, also past its end, and in parts and blocks
+    Problem("large groups of two", 2, 19, 18, 70, 70, P=1, groups=35),
+    Problem("large groups of two, 1x3, stride 2, dilated", 2, 17, 16, 36, 36, (1, 3), S=2, P=(0, 2), dilation=2, groups=18),
+    Problem("large groups of four", 3, 21, 20, 300, 300, P=1, groups=75),
+    Problem("large groups of four, stride 2", 2, 17, 22, 72, 72, S=2, P=1, groups=18),
+    Problem("large groups of four, 5x5, oddly padded", 1, 9, 11, 24, 24, 5, P=((1, 2), (4, 0)), groups=6),
+    Problem("large groups of eight", 2, 14, 15, 88, 88, P=1, groups=11),
+    Problem("large groups of eight, stride 2 of few pixels", 3, 8, 7, 48, 48, S=2, P=1, groups=6),
+    Problem("large groups of eight, stride 3", 1, 20, 19, 32, 32, 2, S=3, groups=4),
     Problem("large grouped dilated", 2, 19, 18, 24, 40, P=2, dilation=2, groups=2),
 ]
 ALL = [*PROBLEMS, *LARGE]

@@ -63,7 +63,7 @@ def arrays(shape, layout, dtype):
     if layout == "NCHW":
         x, dy, w = x.transpose(0, 3, 1, 2), dy.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
     x, w, b, dy = (guarded(a.astype(dtype)) for a in (x, w, b, dy))
-    where = (*g.S, g.pads[0][0], g.pads[1][0], *g.dilation, m)
+    where = (*g.S, g.pads[0][0], g.pads[1][0], *g.dilation, m, 1)  # in groups of one
     return x, w, b, dy, where, {"S": S, "P": P, "dilation": dilation, "groups": D1, "layout": layout}
 
 

@@ -63,6 +63,12 @@ class Problem(NamedTuple):
         return self.groups == self.D1 and (self.D1 > 1 or self.K == 1)
 
     @property
+    def few_a_group(self) -> bool:
+        """Whether groups are so small, depth last, that a vector holds whole ones: these are done as depthwise ones are."""
+        q, VL = self.D1 // self.groups, _kernels.kernel("conv").VECTOR // np.dtype(self.dtype).itemsize
+        return q == self.K // self.groups and q in (2, 4, 8) and q <= VL and self.groups > 1 and not self.filters_first
+
+    @property
     def pointwise(self) -> bool:
         """Whether every pixel stands alone, so that the picture may be taken as one long row."""
         w = self.window
@@ -171,31 +177,25 @@ def _itemsize(p: Problem) -> int:
 
 def _depthwise(p: Problem) -> Job:
     kernels, w = _kernels.kernel("depthwise"), p.window
-    options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1)
-
-    def forward(x: Any, w: Any, bias: Any, y: Any, relu: bool, threads: int) -> None:
-        kernels.forward(x, w, bias, y, *options, relu, p.nchw, threads)
-
-    def grad_x(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
-        kernels.grad_x(dy, w, dx, *options, p.nchw, threads)
-        if bias is not None:
-            dx += bias.reshape(-1, 1, 1) if p.nchw else bias
-
-    def grad_w(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        kernels.grad_w(dy, x, dw, *options, p.nchw, threads)
-
-    return Job({"fwd": forward, "grad_x": grad_x, "grad_w": grad_w}[p.direction], lambda threads: 0)
-
-
-def _plane(p: Problem) -> Job:
-    """One channel and one filter: in either layout a picture is a plane, and its channel stands alone."""
-    job, x, w, y = _depthwise(p._replace(nchw=True)), (p.N, 1, p.H1, p.W1), (1, 1, *p.window.F), (p.N, 1, *p.window.size)
+    options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1, p.D1 // p.groups)
+    if p.nchw:
+        x, w, y = (p.N, p.D1, p.H1, p.W1), (p.K, p.D1 // p.groups, *w.F), (p.N, p.K, *w.size)
+    else:
+        x, w, y = (p.N, p.H1, p.W1, p.D1), (*w.F, p.D1 // p.groups, p.K), (p.N, *w.size, p.K)
     shapes = {"fwd": (x, w, y), "grad_x": (y, w, x), "grad_w": (y, x, w)}[p.direction]
 
     def run(a: Any, b: Any, bias: Any, out: Any, relu: bool, threads: int) -> None:
-        job.run(a.reshape(shapes[0]), b.reshape(shapes[1]), bias, out.reshape(shapes[2]), relu, threads)
+        a, b, out = a.reshape(shapes[0]), b.reshape(shapes[1]), out.reshape(shapes[2])
+        if p.direction == "fwd":
+            kernels.forward(a, b, bias, out, *options, relu, p.nchw, threads)
+        elif p.direction == "grad_w":
+            kernels.grad_w(a, b, out, *options, p.nchw, threads)
+        else:
+            kernels.grad_x(a, b, out, *options, p.nchw, threads)
+            if bias is not None:
+                out += bias.reshape(-1, 1, 1) if p.nchw else bias
 
-    return job._replace(run=run)
+    return Job(run, lambda threads: 0)
 
 
 def _picture_bytes(p: Problem) -> int:
@@ -245,9 +245,11 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
             w = weights
         given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
         for first in range(0, p.N, chunk):
-            n, to = min(chunk, p.N - first), dst[first:] if places == 1 or result == 1 else made
-            jobs[n].run(turned(src[first:], n, source, pixels, given, threads), w, bias, to, relu, threads)
-            turned(to, n, places, result, dst[first:], threads)
+            n = min(chunk, p.N - first)
+            theirs = dst[first : first + n]
+            ours = theirs if places == 1 or result == 1 else made[:n]
+            jobs[n].run(turned(src[first : first + n], n, source, pixels, given[:n], threads), w, bias, ours, relu, threads)
+            turned(ours, n, places, result, theirs, threads)
 
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         dy = turned(dy, p.N, source, pixels, memory.empty((p.N, pixels, source), p.dtype), threads)
@@ -295,8 +297,8 @@ def _folded(p: Problem) -> Problem:
 def _direct(p: Problem) -> Job:
     if p.whole and (p.nchw or p.window.F != (1, 1)):
         return _dense(p)
-    if p.depthwise:
-        return _plane(p) if p.D1 == 1 else _depthwise(p)
+    if p.depthwise or p.few_a_group:
+        return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):
         return _turned(p, _direct, p.direction == "grad_w")
     if p.direction == "grad_w":
@@ -388,17 +390,17 @@ def _im2col(p: Problem) -> Job:
     def run(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, relu: bool, threads: int) -> None:
         space = memory.empty((chunk, *shape), p.dtype)
         for first in range(0, p.N, chunk):
-            cols = space[: min(chunk, p.N - first)]
+            cols, some = space[: min(chunk, p.N - first)], slice(first, first + chunk)
             gather, product = jobs[len(cols)]
             if p.direction == "fwd":
-                conv.im2col(gather, a[first:], cols, threads)
-                product.run(cols, b, bias, out[first:], relu, threads)
+                conv.im2col(gather, a[some], cols, threads)
+                product.run(cols, b, bias, out[some], relu, threads)
             elif p.direction == "grad_w":
                 conv.im2col(gather, b, cols, threads)
                 product.run(a, cols, None, out, False, threads)
             else:
-                product.run(a[first:], b, None, cols, False, threads)
-                conv.col2im(gather, cols, out[first:], bias, threads)
+                product.run(a[some], b, None, cols, False, threads)
+                conv.col2im(gather, cols, out[some], bias, threads)
 
     return Job(run, lambda threads: chunk * _columns_bytes(p) + jobs[chunk][1].workspace(threads))
 
@@ -408,6 +410,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
+FEW_A_GROUP = {"fwd": 1.4, "grad_x": 1.4, "grad_w": 1.9}  # of small groups, for a cycle of multiplications
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
@@ -454,6 +457,9 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
 def _direct_cycles(p: Problem) -> float:
     Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
+    if p.few_a_group:
+        vectors = D * _itemsize(p) / _kernels.kernel("conv").VECTOR
+        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP[p.direction]
     if p.direction == "grad_w":
         if _better_exchanged(p):
             D, K = K, D
@@ -661,6 +667,8 @@ def _im2col_wanted(p: Problem) -> str | None:
 def _direct_wanted(p: Problem) -> str:
     if p.depthwise:
         return "depthwise: every channel stands alone"
+    if p.few_a_group:
+        return "small groups: several fill a vector"
     if p.pointwise or p.whole:
         return f"{'1x1' if p.pointwise else 'the window is the picture'}: a matrix product on the picture as it lies"
     return "no other method takes fewer cycles"

@@ -3,7 +3,10 @@
  * Every channel has filters of its own, so there is no matrix product and no tile: a result is a sum over taps of a weight
  * times the picture shifted. The picture lies channels last, and vectors run over channels, or it has been staged as padded
  * planes, and vectors run along the rows. Either way a block of results stays in registers over all taps, which come as
- * lists of pointers: one into the picture and one to the weight for each tap, in the order of the window. */
+ * lists of pointers: one into the picture and one to the weight for each tap, in the order of the window.
+ *
+ * Groups of 2, 4 or 8 channels with as many filters are done likewise, channels last: result k of a group takes channel
+ * (k + r) % q with the r-th of q sets of weights, and a vector of channels is turned round within its groups from set to set. */
 #ifndef REAL
 #ifndef FASTCONV_DEPTHWISE_H
 #define FASTCONV_DEPTHWISE_H
@@ -17,6 +20,22 @@
 #define DW_ODD_8 DW_ODD_4, 9, 11, 13, 15
 #define DW_EVEN_16 DW_EVEN_8, 16, 18, 20, 22, 24, 26, 28, 30
 #define DW_ODD_16 DW_ODD_8, 17, 19, 21, 23, 25, 27, 29, 31
+/* Lanes b to b + q turned round by one, and those of a vector of so many lanes. */
+#define DW_ROUND_2(b) (b) + 1, (b)
+#define DW_ROUND_4(b) (b) + 1, (b) + 2, (b) + 3, (b)
+#define DW_ROUND_8(b) (b) + 1, (b) + 2, (b) + 3, (b) + 4, (b) + 5, (b) + 6, (b) + 7, (b)
+#define DW_ROUND_2_2 DW_ROUND_2(0)
+#define DW_ROUND_2_4 DW_ROUND_2_2, DW_ROUND_2(2)
+#define DW_ROUND_2_8 DW_ROUND_2_4, DW_ROUND_2(4), DW_ROUND_2(6)
+#define DW_ROUND_2_16 DW_ROUND_2_8, DW_ROUND_2(8), DW_ROUND_2(10), DW_ROUND_2(12), DW_ROUND_2(14)
+#define DW_ROUND_4_2 0, 1 /* such groups do not fit, and are not asked for */
+#define DW_ROUND_4_4 DW_ROUND_4(0)
+#define DW_ROUND_4_8 DW_ROUND_4_4, DW_ROUND_4(4)
+#define DW_ROUND_4_16 DW_ROUND_4_8, DW_ROUND_4(8), DW_ROUND_4(12)
+#define DW_ROUND_8_2 0, 1
+#define DW_ROUND_8_4 0, 1, 2, 3
+#define DW_ROUND_8_8 DW_ROUND_8(0)
+#define DW_ROUND_8_16 DW_ROUND_8_8, DW_ROUND_8(8)
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
 #define DW_WIDEST 7
@@ -28,6 +47,8 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
     if (step != 1) return 0;
     return width == 2 ? 1 : width == 3 ? 2 : width == 5 ? 3 : width == 7 ? 4 : 0;
 }
+/* Whether it is made for groups of channels, too. */
+static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind == 5; }
 
 #define REAL float
 #define SUFFIX _f32
@@ -64,7 +85,17 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
 #define DW_ODD(a, b) __builtin_shufflevector(a, b, JOIN(DW_ODD_, LANES))
 #define DW_LOW(a, b) __builtin_shufflevector(a, b, JOIN(LOW_, LANES))
 #define DW_HIGH(a, b) __builtin_shufflevector(a, b, JOIN(HIGH_, LANES))
+INLINE VEC CAT(dw_turn_round)(const int q, VEC v) {
+    if (q == 2) return __builtin_shufflevector(v, v, JOIN(DW_ROUND_2_, LANES));
+    if (q == 4) return __builtin_shufflevector(v, v, JOIN(DW_ROUND_4_, LANES));
+    return __builtin_shufflevector(v, v, JOIN(DW_ROUND_8_, LANES));
+}
 #else
+INLINE VEC CAT(dw_turn_round)(const int q, VEC v) {
+    VEC r;
+    for (int i = 0; i < VL; i++) r.at[i] = v.at[i / q * q + (i + 1) % q];
+    return r;
+}
 INLINE VEC CAT(dw_every_second)(VEC a, VEC b, int from) {
     REAL both[2 * VL];
     VEC r;
@@ -117,24 +148,26 @@ typedef const REAL *const *const *CAT(dw_tables);
 /* Whether column `col` of the table is tap j of result m of a block, and which m. */
 #define DW_MEETS(col, j, step, columns) ((col) >= (j) && ((col) - (j)) % (step) == 0 && ((col) - (j)) / (step) < (columns))
 
-/* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c. */
-INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
-                           CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, ptrdiff_t c,
-                           REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream) {
-    VEC acc[DW_MOST], wt[DW_WIDEST];
+/* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c; of
+ * groups of q channels, the sum over the q sets of weights, w_round numbers from one to the next, as well. */
+INLINE void CAT(dw_pixels)(const int q, const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
+                           CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step,
+                           ptrdiff_t c, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream) {
+    VEC acc[DW_MOST], wt[8][DW_WIDEST];
     const VEC start = bias ? CAT(dw_load)(bias + c, left) : CAT(splat)(0);
     UNROLL for (int m = 0; m < columns; m++) acc[m] = start;
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *const *p = x[r];
-        UNROLL for (int j = 0; j < width; j++) wt[j] = CAT(dw_load)(w[r] + j * w_step + c, left);
-        if (width == 1) {
-            UNROLL for (int m = 0; m < columns; m++) acc[m] = CAT(fma)(wt[0], CAT(dw_load)(p[m * step] + c, left), acc[m]);
-            continue;
-        }
+        UNROLL for (int k = 0; k < q; k++)
+            UNROLL for (int j = 0; j < width; j++) wt[k][j] = CAT(dw_load)(w[r] + k * w_round + j * w_step + c, left);
         UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
-            const VEC v = CAT(load)(p[col] + c);
-            UNROLL for (int j = 0; j < width; j++)
-                if (DW_MEETS(col, j, known_step, columns)) acc[(col - j) / known_step] = CAT(fma)(wt[j], v, acc[(col - j) / known_step]);
+            VEC v = width == 1 ? CAT(dw_load)(p[col * step] + c, left) : CAT(load)(p[col] + c);
+            UNROLL for (int k = 0; k < q; k++) {
+                if (k) v = CAT(dw_turn_round)(q, v);
+                UNROLL for (int j = 0; j < width; j++)
+                    if (DW_MEETS(col, j, known_step, columns))
+                        acc[(col - j) / known_step] = CAT(fma)(wt[k][j], v, acc[(col - j) / known_step]);
+            }
         }
     }
     UNROLL for (int m = 0; m < columns; m++) {
@@ -145,69 +178,75 @@ INLINE void CAT(dw_pixels)(const int columns, const int width, const int known_s
 }
 
 /* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c]. */
-INLINE void CAT(dw_pixels_grad)(const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
-                                CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t step, ptrdiff_t c,
-                                const REAL *dy, ptrdiff_t dy_step) {
-    VEC g[DW_MOST], acc[DW_WIDEST];
+INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width, const int known_step, ptrdiff_t left,
+                                ptrdiff_t runs, CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t w_round,
+                                ptrdiff_t step, ptrdiff_t c, const REAL *dy, ptrdiff_t dy_step) {
+    VEC g[DW_MOST], acc[8][DW_WIDEST];
     UNROLL for (int m = 0; m < columns; m++) g[m] = CAT(dw_load)(dy + m * dy_step + c, left);
     for (ptrdiff_t r = 0; r < runs; r++) {
         const REAL *const *p = x[r];
-        UNROLL for (int j = 0; j < width; j++) acc[j] = CAT(dw_load)(dw[r] + j * w_step + c, left);
-        if (width == 1) {
-            UNROLL for (int m = 0; m < columns; m++) acc[0] = CAT(fma)(g[m], CAT(dw_load)(p[m * step] + c, left), acc[0]);
-        } else {
-            UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
-                const VEC v = CAT(load)(p[col] + c);
+        UNROLL for (int k = 0; k < q; k++)
+            UNROLL for (int j = 0; j < width; j++) acc[k][j] = CAT(dw_load)(dw[r] + k * w_round + j * w_step + c, left);
+        UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
+            VEC v = width == 1 ? CAT(dw_load)(p[col * step] + c, left) : CAT(load)(p[col] + c);
+            UNROLL for (int k = 0; k < q; k++) {
+                if (k) v = CAT(dw_turn_round)(q, v);
                 UNROLL for (int j = 0; j < width; j++)
-                    if (DW_MEETS(col, j, known_step, columns)) acc[j] = CAT(fma)(g[(col - j) / known_step], v, acc[j]);
+                    if (DW_MEETS(col, j, known_step, columns)) acc[k][j] = CAT(fma)(g[(col - j) / known_step], v, acc[k][j]);
             }
         }
-        UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + j * w_step + c, acc[j], left);
+        UNROLL for (int k = 0; k < q; k++)
+            UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + k * w_round + j * w_step + c, acc[k][j], left);
     }
 }
 
-#define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t step, \
+#define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step, \
                      ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
-#define DW_DEFINE(width, known_step, m) \
-    static void CAT(dw_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
+#define DW_DEFINE(q, width, known_step, m) \
+    static void CAT(dw_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels)(m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, \
-                           stream); \
+            CAT(dw_pixels)(q, m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, \
+                           bias, relu, stream); \
         if (width == 1 && c < end) \
-            CAT(dw_pixels)(m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, step, c, y, y_step, bias, relu, stream); \
+            CAT(dw_pixels)(q, m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, bias, \
+                           relu, stream); \
     } \
-    static void CAT(dw_grad_row_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
+    static void CAT(dw_grad_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = begin; \
         for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels_grad)(m, width, known_step, VL, runs, x, w, w_step, step, c, y, y_step); \
-        if (width == 1 && c < end) CAT(dw_pixels_grad)(m, 1, 1, end - c, runs, x, w, w_step, step, c, y, y_step); \
+            CAT(dw_pixels_grad)(q, m, width, known_step, VL, runs, x, w, w_step, w_round, step, c, y, y_step); \
+        if (width == 1 && c < end) \
+            CAT(dw_pixels_grad)(q, m, 1, 1, end - c, runs, x, w, w_step, w_round, step, c, y, y_step); \
     }
-#define DW_DEFINE_11(m) DW_DEFINE(1, 1, m)
-#define DW_DEFINE_21(m) DW_DEFINE(2, 1, m)
-#define DW_DEFINE_31(m) DW_DEFINE(3, 1, m)
-#define DW_DEFINE_51(m) DW_DEFINE(5, 1, m)
-#define DW_DEFINE_71(m) DW_DEFINE(7, 1, m)
-#define DW_DEFINE_32(m) DW_DEFINE(3, 2, m)
-#define DW_DEFINE_52(m) DW_DEFINE(5, 2, m)
-DW_EACH(DW_DEFINE_11) DW_EACH(DW_DEFINE_21) DW_EACH(DW_DEFINE_31)
-DW_EACH(DW_DEFINE_51) DW_EACH(DW_DEFINE_71) DW_EACH(DW_DEFINE_32) DW_EACH(DW_DEFINE_52)
+#define DW_DEFINE_ALL(m) \
+    DW_DEFINE(1, 1, 1, m) DW_DEFINE(1, 2, 1, m) DW_DEFINE(1, 3, 1, m) DW_DEFINE(1, 5, 1, m) DW_DEFINE(1, 7, 1, m) \
+    DW_DEFINE(1, 3, 2, m) DW_DEFINE(1, 5, 2, m) \
+    DW_DEFINE(2, 1, 1, m) DW_DEFINE(2, 3, 1, m) DW_DEFINE(2, 3, 2, m) \
+    DW_DEFINE(4, 1, 1, m) DW_DEFINE(4, 3, 1, m) DW_DEFINE(4, 3, 2, m) \
+    DW_DEFINE(8, 1, 1, m) DW_DEFINE(8, 3, 1, m) DW_DEFINE(8, 3, 2, m)
+DW_EACH(DW_DEFINE_ALL)
 
-/* For each kind of run, in the order of dw_kind: a function for each number of pixels. */
+/* For groups of 1, 2, 4 and 8 and each kind of run, in the order of dw_kind: a function for each number of pixels. */
 typedef void (*CAT(dw_function))(DW_ARGUMENTS);
 #define DW_LIST(name, kind) \
     {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4), \
      CAT(name##_##kind##_5), CAT(name##_##kind##_6), CAT(name##_##kind##_7), CAT(name##_##kind##_8)}
-#define DW_LISTS(name) {DW_LIST(name, 1_1), DW_LIST(name, 2_1), DW_LIST(name, 3_1), DW_LIST(name, 5_1), DW_LIST(name, 7_1), \
-                        DW_LIST(name, 3_2), DW_LIST(name, 5_2)}
-static const CAT(dw_function) CAT(dw_rows)[2][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
+#define DW_LISTS(name) \
+    {{DW_LIST(name, 1_1_1), DW_LIST(name, 1_2_1), DW_LIST(name, 1_3_1), DW_LIST(name, 1_5_1), DW_LIST(name, 1_7_1), \
+      DW_LIST(name, 1_3_2), DW_LIST(name, 1_5_2)}, \
+     {DW_LIST(name, 2_1_1), {0}, DW_LIST(name, 2_3_1), {0}, {0}, DW_LIST(name, 2_3_2)}, \
+     {DW_LIST(name, 4_1_1), {0}, DW_LIST(name, 4_3_1), {0}, {0}, DW_LIST(name, 4_3_2)}, \
+     {DW_LIST(name, 8_1_1), {0}, DW_LIST(name, 8_3_1), {0}, {0}, DW_LIST(name, 8_3_2)}}
+static const CAT(dw_function) CAT(dw_rows)[2][4][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
 /* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
  * the pointers in x along. The last `fresh` runs are met again `ahead` numbers further on, which is fetched now: vectors of
  * pixels far apart are nothing that the processor would guess. stream: y, of whole vectors, is written past the caches. */
-static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step, ptrdiff_t step,
-                        ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream,
-                        ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh, ptrdiff_t y_ahead) {
+static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step,
+                        ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step,
+                        const REAL *bias, int relu, int stream, ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh,
+                        ptrdiff_t y_ahead) {
     for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         for (ptrdiff_t r = newest; r < newest + fresh; r++)
@@ -216,8 +255,8 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
                 for (ptrdiff_t c = begin; c < end; c += VL) prefetch_low(y + col * y_step + y_ahead + c);
-        CAT(dw_rows)[grad][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, step, begin, end, y, y_step, bias, relu,
-                                       stream);
+        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, begin, end, y,
+                                                   y_step, bias, relu, stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;
@@ -225,13 +264,7 @@ static void CAT(dw_row)(int grad, int kind, ptrdiff_t n, ptrdiff_t runs, void **
 }
 #undef DW_ARGUMENTS
 #undef DW_DEFINE
-#undef DW_DEFINE_11
-#undef DW_DEFINE_21
-#undef DW_DEFINE_31
-#undef DW_DEFINE_51
-#undef DW_DEFINE_71
-#undef DW_DEFINE_32
-#undef DW_DEFINE_52
+#undef DW_DEFINE_ALL
 #undef DW_LIST
 #undef DW_LISTS
 #undef DW_MEETS

@@ -1,5 +1,8 @@
 """Depthwise convolution: each channel has `multiplier` filters of its own. Forward and both gradients.
 
+Depth last, groups of 2, 4 or 8 channels with as many filters are done likewise, a group for a channel: see depthwise.h. Their
+weights are q sets, of which set r has for filter k of a group what it makes of channel (k + r) % q.
+
 NHWC works on the picture as it lies, vectors over channels, row by row; pixels a power of two apart, which no first-level
 cache holds together, are copied first. NCHW with the common 3x3 window works on each plane as
 it lies, vectors along the rows. For other windows small planes are turned over, some channels at a time; large ones are staged,
@@ -25,12 +28,15 @@ cnp.import_array()
 
 cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
-    void dw_row_f32(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step, const float *bias, int relu, int stream,
-                    Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
-    void dw_row_f64(int grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                    Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step, const double *bias, int relu, int stream,
-                    Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead)
+    int dw_grouped(int kind)
+    void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
+                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, float *y, Py_ssize_t y_step,
+                    const float *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
+                    Py_ssize_t y_ahead)
+    void dw_row_f64(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
+                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, double *y, Py_ssize_t y_step,
+                    const double *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
+                    Py_ssize_t y_ahead)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
     void dw_plane_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w,
@@ -216,14 +222,15 @@ cdef real *weights_of(Tables *t, real *w, Py_ssize_t depth, Py_ssize_t taps, Py_
     return <real *> t.weights if t.spacing else w
 
 
-cdef inline void pixels(bint grad, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step, Py_ssize_t step,
-                        Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step, real *bias, bint relu, bint stream,
-                        Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh, Py_ssize_t y_ahead) noexcept nogil:
+cdef inline void pixels(bint grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
+                        Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t begin, Py_ssize_t end, real *y, Py_ssize_t y_step,
+                        real *bias, bint relu, bint stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
+                        Py_ssize_t y_ahead) noexcept nogil:
     if real is float:
-        dw_row_f32(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
+        dw_row_f32(grad, q, kind, n, runs, x, w, w_step, w_round, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
                    fresh, y_ahead)
     else:
-        dw_row_f64(grad, kind, n, runs, x, w, w_step, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
+        dw_row_f64(grad, q, kind, n, runs, x, w, w_step, w_round, step, begin, end, y, y_step, bias, relu, stream, ahead, newest,
                    fresh, y_ahead)
 
 
@@ -245,21 +252,23 @@ cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_
     return n
 
 
-cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
+cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
                    real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint stream,
                    bint fetch) noexcept nogil:
-    """One row that is written, C channels of one image; with `grad` the weights are what is written, by adding.
+    """One row that is written, C channels of one image, in groups of q; with `grad` the weights are what is written, by adding.
 
     `fetch`: what the next row needs is fetched into the cache meanwhile.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, full, fresh
-    cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth
+    cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth, w_round = h.F * v.F * w_depth
     cdef int kind
     cdef void **table
     for phase in range(min(v.out_step, v.n_out)):
         n = places(v, phase)
         kind = dw_kind(neighbours(v, phase, &first_tap, &tap_step), v.in_step)
+        if q > 1 and not dw_grouped(kind):
+            kind = 0
         taps, runs = 0, 0
         for i in range(h.F):
             if not meets(h, row % h.out_step, i, &offset):
@@ -277,11 +286,11 @@ cdef void nhwc_row(bint grad, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x
                     taps += 1
         full, fresh = C // lanes * lanes if kind else 0, 0 if t.spacing or not fetch else min(runs, h.in_step)
         if full:
-            pixels(grad, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, v.in_step, 0, full,
+            pixels(grad, q, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, w_round, v.in_step, 0, full,
                    y + phase * y_depth, v.out_step * y_depth, bias, relu, stream, ahead, 0 if h.back else runs - fresh, fresh,
                    v.n_out * y_depth if grad and fetch else 0)
         if full < C:
-            pixels(grad, 0, n, taps, t.tap_x, t.tap_w, 0, v.in_step, full, C,
+            pixels(grad, q, 0, n, taps, t.tap_x, t.tap_w, 0, w_round, v.in_step, full, C,
                    y + phase * y_depth, v.out_step * y_depth, bias, relu, stream, 0, 0, 0, 0)
 
 
@@ -321,9 +330,24 @@ cdef Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
     return ((depth + blocks - 1) // blocks + line - 1) // line * line
 
 
-cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+cdef void part_sets(real *sets, real *w, Py_ssize_t taps, Py_ssize_t D, int q, bint back, bint undo) noexcept nogil:
+    """Set r of groups of q: sets[r][tap][g, k] = w[tap][(k + r) % q][g, k]; `back`: w[tap][k][g, (k + r) % q]; or undone."""
+    cdef Py_ssize_t r, t, c, turned
+    cdef real *one
+    for r in range(q):
+        for t in range(taps):
+            for c in range(D):
+                turned = (c + r) % q
+                one = w + ((t * q + c % q) * D + c - c % q + turned if back else (t * q + turned) * D + c)
+                if undo:
+                    one[0] = sets[(r * taps + t) * D + c]
+                else:
+                    sets[(r * taps + t) * D + c] = one[0]
+
+
+cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v, bint relu,
               int threads) except -1:
-    """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each.
+    """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each, or in groups of q.
 
     With m > 1 a row is first written into a buffer: forward once for each of a channel's filters, in the depth of x;
     grad_x in the depth of dy.
@@ -334,12 +358,13 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
-    cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real))
+    cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
-    cdef cnp.ndarray space = workspace(threads * own + (0 if m == 1 or back else (taps + 1) * K * sizeof(real)))
+    cdef Py_ssize_t sets = q * taps * D if q > 1 else 0 if m == 1 or back else (taps + 1) * K
+    cdef cnp.ndarray space = workspace(threads * own + sets * sizeof(real))
     cdef char *scratch = first_line(space)
-    cdef real *by_filter = <real *> (scratch + threads * own) if m > 1 and not back else NULL
+    cdef real *by_filter = <real *> (scratch + threads * own) if sets and q == 1 else NULL
     cdef real *filter_bias = NULL
     cdef real *image
     cdef real *first
@@ -351,6 +376,9 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     for item in range(threads):
         make_tables(scratch + item * own, h, v, pixel_bytes, spacing, sizeof(real))
     with nogil:
+        if q > 1:
+            part_sets(<real *> (scratch + threads * own), w, taps, D, q, back, False)
+            w = <real *> (scratch + threads * own)
         if by_filter is not NULL:  # [filter of its channel][tap][channel]
             interleave(w, K, by_filter, taps, D, m, True)
             if bias is not NULL:
@@ -372,14 +400,14 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 image = x + n * h.n_in * v.n_in * x_depth
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
-                    nhwc_row(False, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
+                    nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
                              C, bias + c if bias is not NULL else NULL, relu, stream, True)
                 elif back:
-                    nhwc_row(False, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
+                    nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
                     fold(first + c, D, buffer, v.n_out, C, m)
                 else:
                     for k in range(m):
-                        nhwc_row(False, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
+                        nhwc_row(False, 1, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
                                  filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
@@ -388,7 +416,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
 
 cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_ssize_t k, Py_ssize_t taps, Py_ssize_t D,
                     Py_ssize_t m) noexcept nogil:
-    """dw of one tap and filter k of every channel: the parts' sums, added up in the first one's place."""
+    """dw of one tap and filter k of every channel: the parts' sums, added up in the first one's place, and put in place."""
     cdef real *total = sums + (k * taps + tap) * D
     cdef real *more = total
     cdef Py_ssize_t _, c
@@ -396,21 +424,22 @@ cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_s
         more += m * taps * D
         for c in range(D):
             total[c] += more[c]
-    for c in range(D):
+    for c in range(D if dw is not NULL else 0):
         dw[(tap * D + c) * m + k] = total[c]
 
 
-cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
                      int threads) except -1:
-    """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel][tap][channel]."""
+    """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel, or set][tap][channel]."""
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)), w_depth = spacing if m == 1 and spacing else D
+    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)) if q == 1 else 0, w_depth = spacing if m == 1 and spacing else D
+    cdef Py_ssize_t size = taps * m * q * D  # of a part's sums
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
-    cdef bint in_place = parts == 1 and m == 1
-    cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * taps * K * sizeof(real)))
+    cdef bint in_place = parts == m == q == 1
+    cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * size * sizeof(real)))
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
     cdef real *own_sums
@@ -432,8 +461,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                 tables = <Tables *> (scratch + threadid() * own)
                 part, c = item // blocks, item % blocks * block
                 C = min(block, D - c)
-                own_sums = <real *> tables.weights if w_depth != D else sums + part * taps * K + c
-                for t in range(taps * m):
+                own_sums = <real *> tables.weights if w_depth != D else sums + part * size + c
+                for t in range(taps * m * q):
                     memset(own_sums + t * w_depth, 0, C * sizeof(real))
                 for r in range(rows * part // parts, rows * (part + 1) // parts):
                     first = dy + r * v.n_out * K + c * m
@@ -443,13 +472,15 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         first = <real *> (scratch + threadid() * own + lists)
                         depth = C
                     for k in range(m):
-                        nhwc_row(True, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
+                        nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
                                  w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
                 for t in range(taps if w_depth != D else 0):
-                    copy(sums + part * taps * K + t * D + c, own_sums + t * w_depth, C, 1)
+                    copy(sums + part * size + t * D + c, own_sums + t * w_depth, C, 1)
             end_task(before)
-        for item in range(0 if in_place else taps * m):
-            add_parts(dw, sums, parts, item // m, item % m, taps, D, m)
+        for item in range(0 if in_place else taps * m * q):
+            add_parts(dw if q == 1 else NULL, sums, parts, item // (m * q), item % (m * q), taps, D, m * q)
+        if q > 1:
+            part_sets(sums, dw, taps, D, q, False, True)
     return 0
 
 
@@ -602,7 +633,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                         transpose(read, G, x + ((n * D + c) * m + k if back else n * D + c) * in_plane,
                                   (m if back else 1) * in_plane, C, in_plane)
                     for row in range(h.n_out):
-                        nhwc_row(False, h, v, t, read, G, by_tap + k * taps * D + c, D,
+                        nhwc_row(False, 1, h, v, t, read, G, by_tap + k * taps * D + c, D,
                                  spare if back and k else made + row * width, G, row, C,
                                  biases + k * D + c if bias is not NULL else NULL, relu, False, False)
                         if back and k:
@@ -654,7 +685,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                     for k in range(m):
                         transpose(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
                         for row in range(h.n_out):
-                            nhwc_row(True, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
+                            nhwc_row(True, 1, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
                                      <real *> NULL, False, False, False)
                 for k in range(m):
                     transpose(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
@@ -952,7 +983,7 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
 
 # -------------------------------------------------------------------------------------------------------- what ops calls
 
-cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
+cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
@@ -962,7 +993,7 @@ cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, 
         return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
     if nchw_order:
         return nchw(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
-    return nhwc(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
+    return nhwc(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, q, h, v, relu, threads)
 
 
 cdef inline int team(cnp.ndarray y, Py_ssize_t taps, int threads) noexcept:
@@ -970,38 +1001,38 @@ cdef inline int team(cnp.ndarray y, Py_ssize_t taps, int threads) noexcept:
 
 
 def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-            Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint relu, bint nchw, int threads):
-    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`."""
+            Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint relu, bint nchw, int threads):
+    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`; q: 1, or channels of a group, depth last."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], y.shape[H], w.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], y.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, False)
-    threads = team(y, h.F * v.F, threads)
+    threads = team(y, h.F * v.F * q, threads)
     cdef Py_ssize_t D = x.shape[1 if nchw else 3]
     if cnp.PyArray_SIZE(y) == 0:
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run(<float *> NULL, x, w, b, y, &h, &v, D, multiplier, relu, nchw, threads)
+        run(<float *> NULL, x, w, b, y, &h, &v, D, multiplier, q, relu, nchw, threads)
     else:
-        run(<double *> NULL, x, w, b, y, &h, &v, D, multiplier, relu, nchw, threads)
+        run(<double *> NULL, x, w, b, y, &h, &v, D, multiplier, q, relu, nchw, threads)
 
 
 def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint nchw, int threads):
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw, int threads):
     """dx = the gradient of sum(dy * y) by x."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(dy.shape[H], dx.shape[H], w.shape[F], S_h, top, dil_h, True)
     cdef Axis v = make_axis(dy.shape[H + 1], dx.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, True)
-    threads = team(dy, h.F * v.F, threads)
+    threads = team(dy, h.F * v.F * q, threads)
     cdef Py_ssize_t D = dx.shape[1 if nchw else 3]
     if cnp.PyArray_SIZE(dx) == 0:
         return
     if cnp.PyArray_TYPE(dy) == cnp.NPY_FLOAT32:
-        run(<float *> NULL, dy, w, None, dx, &h, &v, D, multiplier, False, nchw, threads)
+        run(<float *> NULL, dy, w, None, dx, &h, &v, D, multiplier, q, False, nchw, threads)
     else:
-        run(<double *> NULL, dy, w, None, dx, &h, &v, D, multiplier, False, nchw, threads)
+        run(<double *> NULL, dy, w, None, dx, &h, &v, D, multiplier, q, False, nchw, threads)
 
 
-cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m,
+cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
                     bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
     if nchw_order and as_they_lie(h, v, m, sizeof(real)):
@@ -1010,21 +1041,21 @@ cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, A
         return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
     if nchw_order:
         return nchw_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
-    return nhwc_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
+    return nhwc_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, q, h, v, threads)
 
 
 def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, bint nchw, int threads):
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw, int threads):
     """dw = the gradient of sum(dy * y) by w."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], dy.shape[H], dw.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], dy.shape[H + 1], dw.shape[F + 1], S_w, left, dil_w, False)
-    threads = team(dy, h.F * v.F, threads)
+    threads = team(dy, h.F * v.F * q, threads)
     cdef Py_ssize_t D = x.shape[1 if nchw else 3]
     if cnp.PyArray_SIZE(dy) == 0:
         dw.fill(0)
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run_grad_w(<float *> NULL, dy, x, dw, &h, &v, D, multiplier, nchw, threads)
+        run_grad_w(<float *> NULL, dy, x, dw, &h, &v, D, multiplier, q, nchw, threads)
     else:
-        run_grad_w(<double *> NULL, dy, x, dw, &h, &v, D, multiplier, nchw, threads)
+        run_grad_w(<double *> NULL, dy, x, dw, &h, &v, D, multiplier, q, nchw, threads)
