@@ -102,7 +102,8 @@ def can(p, method):
     if method != "winograd":
         return True
     square = w.F[0] == w.F[1]
-    return max(sides) in (3, 5, 7) and (square or 1 in sides) and (w.S == (1, 1) or square and w.S == (2, 2) and w.dilation == (1, 1))
+    strided = square and w.S == (2, 2) and w.dilation == (1, 1)
+    return max(sides) in (3, 5, 7) and (square or 1 in sides) and (w.S == (1, 1) or strided)
 
 
 def convolve(e, out=None, **how):

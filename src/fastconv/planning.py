@@ -179,10 +179,10 @@ def _depthwise(p: Problem) -> Job:
     kernels, w = _kernels.kernel("depthwise"), p.window
     options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1, p.D1 // p.groups)
     if p.nchw:
-        x, w, y = (p.N, p.D1, p.H1, p.W1), (p.K, p.D1 // p.groups, *w.F), (p.N, p.K, *w.size)
+        x, weights, y = (p.N, p.D1, p.H1, p.W1), (p.K, p.D1 // p.groups, *w.F), (p.N, p.K, *w.size)
     else:
-        x, w, y = (p.N, p.H1, p.W1, p.D1), (*w.F, p.D1 // p.groups, p.K), (p.N, *w.size, p.K)
-    shapes = {"fwd": (x, w, y), "grad_x": (y, w, x), "grad_w": (y, x, w)}[p.direction]
+        x, weights, y = (p.N, p.H1, p.W1, p.D1), (*w.F, p.D1 // p.groups, p.K), (p.N, *w.size, p.K)
+    shapes = {"fwd": (x, weights, y), "grad_x": (y, weights, x), "grad_w": (y, x, weights)}[p.direction]
 
     def run(a: Any, b: Any, bias: Any, out: Any, relu: bool, threads: int) -> None:
         a, b, out = a.reshape(shapes[0]), b.reshape(shapes[1]), out.reshape(shapes[2])
@@ -558,7 +558,7 @@ def winograd_tile(p: Problem) -> Pair:
 def _winograd_refuses(p: Problem) -> str | None:
     (Fh, Fw), w = p.window.F, p.window
     line = 1 in (Fh, Fw)
-    if max(Fh, Fw) not in (3, 5, 7) or Fh != Fw and not line:
+    if max(Fh, Fw) not in (3, 5, 7) or (Fh != Fw and not line):
         return f"it has transforms for 3x3, 5x5 and 7x7 windows and for one row or column of them, not {Fw}x{Fh}"
     if w.S != (1, 1) and (w.S != (2, 2) or line or w.dilation != (1, 1)):
         return f"it needs S=1, or a square window with S=2 and dilation=1, not S={w.S} and dilation={w.dilation}"
