@@ -407,8 +407,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                     fold(first + c, D, buffer, v.n_out, C, m)
                 else:
                     for k in range(m):
-                        nhwc_row(False, 1, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row, C,
-                                 filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
+                        nhwc_row(False, 1, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row,
+                                 C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
     return 0
@@ -430,11 +430,12 @@ cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_s
 
 cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
                      int threads) except -1:
-    """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of its channel, or set][tap][channel]."""
+    """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of a channel, or set][tap][channel]."""
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
-    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)) if q == 1 else 0, w_depth = spacing if m == 1 and spacing else D
+    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)) if q == 1 else 0
+    cdef Py_ssize_t w_depth = spacing if m == 1 and spacing else D
     cdef Py_ssize_t size = taps * m * q * D  # of a part's sums
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
@@ -1002,7 +1003,7 @@ cdef inline int team(cnp.ndarray y, Py_ssize_t taps, int threads) noexcept:
 
 def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
             Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint relu, bint nchw, int threads):
-    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`; q: 1, or channels of a group, depth last."""
+    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`; q: 1, or a group's channels, depth last."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], y.shape[H], w.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], y.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, False)

@@ -69,12 +69,14 @@ cdef extern from "kernels.h" nogil:
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_padded_f32(float *dst, float *src, Py_ssize_t n)
     void copy_padded_f64(double *dst, double *src, Py_ssize_t n)
-    void winograd_data_f32(int nh, int nw, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first, int end)
+    void winograd_data_f32(int nh, int nw, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first,
+                           int end)
     void winograd_filter_f32(int nh, int rh, int nw, int rw, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step,
                              int top, int left, int first, int end)
     void winograd_result_f32(int nh, int mh, int nw, int mw, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
                              float *bias, int relu, int stream)
-    void winograd_data_f64(int nh, int nw, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first, int end)
+    void winograd_data_f64(int nh, int nw, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first,
+                           int end)
     void winograd_filter_f64(int nh, int rh, int nw, int rw, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step,
                              int top, int left, int first, int end)
     void winograd_result_f64(int nh, int mh, int nw, int mw, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,

@@ -11,6 +11,9 @@ S=1 of filters half as large, which share one result in the transformed domain; 
 extent has a tap less in its odd phases; its polynomial there lacks a coefficient, so one of its values is zero, and the products
 with it are left out: 121 for 4x4 results of 5x5 filters, where direct convolution does 400.
 
+A window that is a row or a column has tiles of n values along it, and of one across. With dilation, the pixels under the results
+of one remainder by it are a picture of their own, without dilation.
+
 The transforms are in winograd.h; the products are the register tile's: for each of the n*n values a matrix of tiles x channels
 times one of channels x filters.
 
@@ -27,9 +30,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, floor_div, lanes, least,
-    make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data,
-    winograd_filter, winograd_result, write_weights,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, floor_div,
+    lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose,
+    winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -76,11 +79,12 @@ cdef struct Shape:
     Picture dst[PHASES]               # y; for grad_x dx
     Py_ssize_t sources, targets       # phases of each
     Py_ssize_t N, groups, C, K        # C: channels of all source phases together; K: filters of one target
-    Py_ssize_t nh, nw, mh, mw, rh, rw # tile, results and filter a side
+    Py_ssize_t nh, nw, mh, mw, rh, rw  # tile, results and filter a side
     Py_ssize_t values                 # nh * nw
     Py_ssize_t Fh, Fw, S              # rh = Fh / S, rounded up
     Py_ssize_t tiles_h, tiles_w       # a picture
-    # With dilation the pixels of every so many rows and columns are a picture of their own: so many stand for each, and N counts all.
+    # With dilation the pixels of every so many rows and columns are a picture of their own: apart_h * apart_w stand for each, and
+    # N counts them all.
     Py_ssize_t dilation_h, dilation_w, apart_h, apart_w
     # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first.
     Py_ssize_t dead_h, dead_w
