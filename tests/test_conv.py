@@ -44,6 +44,9 @@ LARGE = [
     Problem("large 3x3 stride 2 of tiles cut on the right and below", 2, 26, 20, 24, 40, S=2, P=1),
     Problem("large first layer of long rows", 3, 40, 350, 2, 7, P=1),
     Problem("large first layer of long rows, stride 2, grouped", 2, 41, 330, 4, 10, 5, S=2, P=2, groups=2),
+    Problem("large 4x4 stride 2", 2, 21, 26, 40, 70, 4, S=2, P=1),
+    Problem("large 4x4 stride 2 of even padding and odd size", 2, 15, 19, 33, 24, 4, S=2, P=2),
+    Problem("large 4x4 stride 2 oddly padded, grouped", 1, 12, 17, 24, 40, 4, S=2, P=((2, 1), (0, 3)), groups=2),
     Problem("large row of a window", 2, 17, 20, 40, 72, (1, 7), P=(0, 3)),
     Problem("large column of a window", 2, 15, 13, 37, 33, (3, 1), P=(1, 0)),
     Problem("large row of a window, of few tiles", 1, 1, 30, 70, 24, (1, 5), P=(0, 2)),
@@ -97,12 +100,14 @@ SEVERAL = [p for p in ALL if p.N > 1]
 
 def can(p, method):
     """What the documentation says of "winograd": windows of 3, 5 or 7 a side, or such a row or column, with S=1; square ones
-    without dilation with S=2, too. The others do everything."""
+    without dilation with S=2, too, and 4x4. The others do everything."""
     w, sides = p.window, set(p.window.F)
     if method != "winograd":
         return True
     square = w.F[0] == w.F[1]
     strided = square and w.S == (2, 2) and w.dilation == (1, 1)
+    if w.F == (4, 4):
+        return strided
     return max(sides) in (3, 5, 7) and (square or 1 in sides) and (w.S == (1, 1) or strided)
 
 

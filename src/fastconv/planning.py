@@ -410,7 +410,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-FEW_A_GROUP = {"fwd": 1.4, "grad_x": 1.4, "grad_w": 1.9}  # of small groups, for a cycle of multiplications
+FEW_A_GROUP = {"fwd": 1.4, "grad_x": 1.4, "grad_w": 2.4}  # of small groups, for a cycle of multiplications
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
@@ -441,7 +441,7 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
     if p.direction == "grad_x":
         D, K = K, D
     (nh, nw), tiles, phases = _values(p, m), _tiles(p, m), S * S
-    values = nh * nw if S == 1 else (2 * nh - 1) ** 2  # of all phases: odd ones have n - 1 a side
+    values = nh * nw if S == 1 else (2 * nh - p.window.F[0] % 2) ** 2  # of all phases: odd ones of odd filters have n - 1 a side
     d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
     if p.direction == "grad_w":
         corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
@@ -476,7 +476,7 @@ def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Proble
     """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
     kernels = _kernels.kernel("conv")
     VL = kernels.VECTOR // _itemsize(p)
-    if p.nchw or p.groups > 1 or filters > kernels.FEW or channels < VL or VL < (2 if taps > 1 else 4) * kernels.FEW:
+    if (p.nchw and not _better_turned(p)) or p.groups > 1 or filters > kernels.FEW or channels < VL or VL < (2 if taps > 1 else 4) * kernels.FEW:
         return 0
     return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
 
@@ -495,9 +495,16 @@ def _pictures(p: Problem) -> int:
 
 
 def _results(p: Problem) -> Pair:
-    """Rows and columns that Winograd's tiles cover, of the largest picture."""
-    H, W = (-(-p.H1 // p.window.S[0]), -(-p.W1 // p.window.S[1])) if p.direction == "grad_x" else p.window.size
-    return -(-H // p.window.dilation[0]), -(-W // p.window.dilation[1])
+    """Rows and columns that Winograd's tiles cover, of the largest picture or phase."""
+    w = p.window
+    if p.direction != "grad_x":
+        return -(-w.size[0] // w.dilation[0]), -(-w.size[1] // w.dilation[1])
+
+    def places(axis: int) -> int:
+        size, F, S, odd = (p.H1, p.W1)[axis], w.F[axis], w.S[axis], w.pads[axis][0] % 2
+        return size // 2 + 1 if S == 2 and F % 2 == 0 and odd else -(-size // (S * w.dilation[axis]))
+
+    return places(0), places(1)
 
 
 def _tiles(p: Problem, m: Pair) -> int:
@@ -547,7 +554,7 @@ def winograd_tile(p: Problem) -> Pair:
     rh, rw = _phase_extents(p)
     r, line, phases = max(rh, rw), 1 in p.window.F, p.window.S == (2, 2)
     if phases:
-        points = {2: (4,), 3: (6, 4), 4: (8, 6)}[r]
+        points = {2: (4,) if p.window.F[0] % 2 else (6, 4), 3: (6, 4), 4: (8, 6)}[r]
     else:
         points = {3: (8, 6) if line else (6, 4), 5: (8, 6), 7: (8,)}[r]
     tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
@@ -558,8 +565,10 @@ def winograd_tile(p: Problem) -> Pair:
 def _winograd_refuses(p: Problem) -> str | None:
     (Fh, Fw), w = p.window.F, p.window
     line = 1 in (Fh, Fw)
+    if w.F == (4, 4) and w.S == (2, 2) and w.dilation == (1, 1):
+        return None
     if max(Fh, Fw) not in (3, 5, 7) or (Fh != Fw and not line):
-        return f"it has transforms for 3x3, 5x5 and 7x7 windows and for one row or column of them, not {Fw}x{Fh}"
+        return f"it has transforms for 3x3, 5x5 and 7x7 windows, one row or column of them, and 4x4 with S=2, not {Fw}x{Fh}"
     if w.S != (1, 1) and (w.S != (2, 2) or line or w.dilation != (1, 1)):
         return f"it needs S=1, or a square window with S=2 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None

@@ -180,7 +180,8 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.step = s.K if z.in_place else NR
     if z.in_place:
         z.panel_size = 0
-    elif (pixels <= 6 * TILE_MR and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > KEPT
+    elif (pixels <= 24 * TILE_MR
+          and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > (KEPT if pixels <= 6 * TILE_MR else 3 * KEPT)
           and not s.merged and not s.by_filters):
         z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (2 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)

@@ -9,7 +9,8 @@ the forward with the filters turned round and transposed.
 With S=2, x falls into four phases, by odd and even rows and columns, and so do the taps: y is the sum of four convolutions with
 S=1 of filters half as large, which share one result in the transformed domain; the phases of dx share one dy. A filter of odd
 extent has a tap less in its odd phases; its polynomial there lacks a coefficient, so one of its values is zero, and the products
-with it are left out: 121 for 4x4 results of 5x5 filters, where direct convolution does 400.
+with it are left out: 121 for 4x4 results of 5x5 filters, where direct convolution does 400. A filter of even extent lacks none; if
+its padding is odd, two phases of dx begin a row, or a column, above the places of the others.
 
 A window that is a row or a column has tiles of n values along it, and of one across. With dilation, the pixels under the results
 of one remainder by it are a picture of their own, without dilation.
@@ -60,7 +61,7 @@ cdef struct Picture:
     bint nchw
     Py_ssize_t first                  # number of the first pixel
     Py_ssize_t image, group, row, col, channel  # from one to the next
-    Py_ssize_t top, left              # the pixel under place (0, 0) of the first tile
+    Py_ssize_t top, left              # the pixel under place (0, 0) of the first tile; -1 if a phase of dx has none there
 
 
 cdef enum:
@@ -86,7 +87,7 @@ cdef struct Shape:
     # With dilation the pixels of every so many rows and columns are a picture of their own: apart_h * apart_w stand for each, and
     # N counts them all.
     Py_ssize_t dilation_h, dilation_w, apart_h, apart_w
-    # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first.
+    # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first; -1 if F is even.
     Py_ssize_t dead_h, dead_w
     Edge bottom, right
     bint transposed                   # filters turned round, C and K exchanged: grad_x
@@ -98,6 +99,16 @@ cdef Edge edge_of(Py_ssize_t places, Py_ssize_t n, Py_ssize_t m) noexcept:
     if rest == 0:
         return Edge(False, 0, 0, n)
     return Edge(True, 0, 0, n - 1) if rest == m - 1 else Edge(True, 1, 1, n - 1)
+
+
+cdef inline bint shifted(Py_ssize_t S, Py_ssize_t F, Py_ssize_t P) noexcept:
+    """Whether the phases of dx whose taps are even meet dy a place further on than the odd ones."""
+    return S == 2 and F % 2 == 0 and P % 2 == 1
+
+
+cdef inline Py_ssize_t places(Py_ssize_t size, Py_ssize_t dilation, Py_ssize_t S, Py_ssize_t F, Py_ssize_t P) noexcept:
+    """Results along an axis, of the largest picture or phase."""
+    return size // 2 + 1 if shifted(S, F, P) else ceil_div(size, dilation * S)
 
 
 cdef Picture phase_of(Py_ssize_t H, Py_ssize_t W, Py_ssize_t depth, Py_ssize_t groups, bint nchw, Py_ssize_t S, Py_ssize_t h,
@@ -132,8 +143,8 @@ cdef class Winograd:
     ----------
     sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
     tile : (mh, mw), 1 where F is
-    window : (Fh, Fw, S, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 F is odd, and
-        there is no dilation
+    window : (Fh, Fw, S, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 there
+        is no dilation
     nchw, transposed : as for `Gather` in conv.pyx
     """
     cdef Shape s
@@ -153,25 +164,28 @@ cdef class Winograd:
         elif s.S == 2:
             s.sources = PHASES
         s.C, s.K, s.transposed = s.sources * C, K, transposed
-        h, w = s.dilation_h * (s.S if transposed else 1), s.dilation_w * (s.S if transposed else 1)
-        h, w = ceil_div(Hd, h), ceil_div(Wd, w)  # of the largest picture
+        h = places(Hd, s.dilation_h, s.S if transposed else 1, s.Fh, above)
+        w = places(Wd, s.dilation_w, s.S if transposed else 1, s.Fw, before)
         s.apart_h, s.apart_w = most(1, least(s.dilation_h, Hd)), most(1, least(s.dilation_w, Wd))
         s.N *= s.apart_h * s.apart_w
         s.tiles_h, s.tiles_w = ceil_div(h, s.mh), ceil_div(w, s.mw)
         s.bottom, s.right = edge_of(h, s.nh, s.mh), edge_of(w, s.nw, s.mw)
-        s.dead_h, s.dead_w = s.nh - 1, s.nw - 1
+        s.dead_h, s.dead_w = s.nh - 1 if s.Fh % 2 else -1, s.nw - 1 if s.Fw % 2 else -1
         for f in range(most(s.sources, s.targets)):
             h, w = odd_row(s, f), odd_col(s, f)  # of the taps
             if transposed:  # S is 1 or 2: & and >> are remainder and quotient, of negative numbers too
                 s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
+                s.dst[f].top = -1 if shifted(s.S, s.Fh, above) and h == 0 else 0
+                s.dst[f].left = -1 if shifted(s.S, s.Fw, before) and w == 0 else 0
             else:
                 s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
                 s.src[f].top, s.src[f].left = (h - above) >> (s.S - 1), (w - before) >> (s.S - 1)
         if transposed:
             s.src[0] = phase_of(Hs, Ws, C, s.groups, nchw, 1, 0, 0)
-            s.src[0].top = ceil_div(above, s.S) - (s.rh - 1) * s.dilation_h
-            s.src[0].left = ceil_div(before, s.S) - (s.rw - 1) * s.dilation_w
-            s.dead_h, s.dead_w = (s.nh - 1) * (above % 2), (s.nw - 1) * (before % 2)
+            s.src[0].top = ceil_div(above, s.S) - shifted(s.S, s.Fh, above) - (s.rh - 1) * s.dilation_h
+            s.src[0].left = ceil_div(before, s.S) - shifted(s.S, s.Fw, before) - (s.rw - 1) * s.dilation_w
+            if s.Fh % 2:
+                s.dead_h, s.dead_w = (s.nh - 1) * (above % 2), (s.nw - 1) * (before % 2)
         else:
             s.dst[0] = phase_of(Hd, Wd, K, s.groups, nchw, 1, 0, 0)
 
@@ -251,6 +265,7 @@ cdef void store_patch(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize
     """The other way, from row `top` and column `left` on: what of the patch lies inside the picture is written to it."""
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), right = least(cols, p.W - w), bottom = least(rows, p.H - h)
     cdef Py_ssize_t i, j
+    top, left = most(top, -h), most(left, -w)
     cdef real *target
     cdef real *whole = patch + rows * cols * VL
     if p.nchw and p.row == p.W == right - left and p.W < 2 * VL:
@@ -407,7 +422,7 @@ cdef void transform_results(Shape *s, Picture *batch, real *dst, Py_ssize_t g, P
                             Py_ssize_t k_end, real *M, Py_ssize_t ld, Py_ssize_t step, real *bias, bint relu,
                             real *patch) noexcept nogil:
     """Write filters k to k_end of tiles q to q_end from M[value * step + slot * ld + filter - k]."""
-    cdef Py_ssize_t VL = lanes(dst), v, c, rows, cols
+    cdef Py_ssize_t VL = lanes(dst), v, c, rows, cols, top, left
     cdef Rectangle a
     cdef Picture p
     cdef Slots z = slots_of(s, q, q_end)
@@ -415,15 +430,18 @@ cdef void transform_results(Shape *s, Picture *batch, real *dst, Py_ssize_t g, P
     while q < q_end:
         a = rectangle(s, q, q_end)
         p = picture(s, batch, a.n)
-        # Tiles that the picture's edge does not cut; a phase of dx may end earlier than the tiles of the largest one.
-        rows = least(a.rows - a.cut_rows, most(0, p.H - a.h) // s.mh)
-        cols = least(a.cols - a.cut_cols, most(0, p.W - a.w) // s.mw)
+        # Tiles that the picture's edge does not cut; a phase of dx may begin or end within those of the largest one.
+        top, left = 1 if a.h + p.top < 0 else 0, 1 if a.w + p.left < 0 else 0
+        rows = most(top, least(a.rows - a.cut_rows, most(0, p.H - a.h - p.top) // s.mh))
+        cols = most(left, least(a.cols - a.cut_cols, most(0, p.W - a.w - p.left) // s.mw))
         for v in range(ceil_div(k_end - k, VL)):
             c = k + v * VL
             if p.nchw or c + VL > p.depth:
-                rows = cols = 0
-            put_results(s, &p, dst, g, &a, &z, 0, rows, 0, cols, c, M + v * VL, ld, step, bias, relu, True, stream, patch)
-            put_results(s, &p, dst, g, &a, &z, 0, rows, cols, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+                top = rows = left = cols = 0
+            put_results(s, &p, dst, g, &a, &z, top, rows, left, cols, c, M + v * VL, ld, step, bias, relu, True, stream, patch)
+            put_results(s, &p, dst, g, &a, &z, 0, top, 0, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+            put_results(s, &p, dst, g, &a, &z, top, rows, 0, left, c, M + v * VL, ld, step, bias, relu, False, False, patch)
+            put_results(s, &p, dst, g, &a, &z, top, rows, cols, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
             put_results(s, &p, dst, g, &a, &z, rows, a.rows, 0, a.cols, c, M + v * VL, ld, step, bias, relu, False, False, patch)
         pass_by(&z, &a)
         q += a.rows * a.cols
@@ -439,7 +457,7 @@ cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *
     if i == i_end or j == j_end:
         return
     if direct:
-        y, col, row = pixel(p, dst, g, h, w, c), p.col, p.row
+        y, col, row = pixel(p, dst, g, h + p.top, w + p.left, c), p.col, p.row
     else:
         col, row = VL, cols * VL
     # A tile that begins a pixel earlier is written over there by the tile before it: so the last one comes first.
@@ -449,7 +467,7 @@ cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *
                             y + (a.h + row_of(s, a, u) - h) * row + (a.w + col_of(s, a, v) - w) * col, row, col,
                             bias + c if bias != NULL else NULL, relu, stream)
     if not direct:
-        store_patch(p, dst, g, h, w, (a.i + i) * s.mh - h, (a.j + j) * s.mw - w, rows, cols, c, patch)
+        store_patch(p, dst, g, h + p.top, w + p.left, (a.i + i) * s.mh - h, (a.j + j) * s.mw - w, rows, cols, c, patch)
 
 
 # ---------------------------------------------------------------- forward and grad_x
@@ -656,7 +674,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
 
 cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
     """The tap that is coefficient i < r of a phase's polynomial; F or more, or less than 0, if it is missing."""
-    return s.S * (s.rh - 1 - i - (odd if dead else 0)) + odd if s.transposed else s.S * i + odd
+    return s.S * (s.rh - 1 - i - (odd if dead > 0 else 0)) + odd if s.transposed else s.S * i + odd
 
 
 cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept nogil:
