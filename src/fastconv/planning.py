@@ -216,8 +216,11 @@ def _better_turned(p: Problem) -> bool:
         return strided and w.size[1] <= 2 * SHORT_ROW and p.N * _picture_bytes(p) <= TURNED
     if p.direction == "grad_x" and strided:
         return True
-    row = w.size[1] if p.direction == "fwd" else p.W1
-    return (1 if strided else 2) <= row <= SHORT_ROW
+    if p.direction == "grad_x":
+        return 2 <= p.W1 <= SHORT_ROW
+    if p.D1 == 1 or (strided and w.F[0] > w.S[0] and w.F[1] > w.S[1]):  # one plane need not be turned; pixels are met again
+        return w.size[1] <= 3 * SHORT_ROW
+    return (1 if strided else 2) <= w.size[1] <= SHORT_ROW
 
 
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
@@ -476,7 +479,9 @@ def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Proble
     """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
     kernels = _kernels.kernel("conv")
     VL = kernels.VECTOR // _itemsize(p)
-    if (p.nchw and not _better_turned(p)) or p.groups > 1 or filters > kernels.FEW or channels < VL or VL < (2 if taps > 1 else 4) * kernels.FEW:
+    depth_first = p.nchw and not _better_turned(p)
+    wide_enough = channels >= VL >= (2 if taps > 1 else 4) * kernels.FEW
+    if depth_first or p.groups > 1 or filters > kernels.FEW or not wide_enough:
         return 0
     return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
 
