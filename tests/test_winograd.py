@@ -15,7 +15,8 @@ from fastconv.geometry import window
 from oracle import rms
 from problems import BENCH, PROBLEMS, Problem
 
-CHANNELS = {3: (1, 4, 16, 64, 256), 4: (1, 4, 16, 64, 256), 5: (1, 4, 16, 96, 256), 7: (1, 4, 16, 96)}  # 8 points are taken up to 96
+# 8 points are taken up to 96
+CHANNELS = {3: (1, 4, 16, 64, 256), 4: (1, 4, 16, 64, 256), 5: (1, 4, 16, 96, 256), 7: (1, 4, 16, 96)}
 SIDES = (4, 9, 16)
 # A number is a sum of n = F*F*C products, added one after the other for direct convolution: errors of random sign grow
 # like eps*sqrt(n) of the result. Winograd adds C at a time (places/TILE for dw), between transforms that have an error of
@@ -27,7 +28,7 @@ SUM, TILE = {3: (1.0, 10.0), 5: (2.5, 20.0), 7: (2.5, 20.0)}, {3: 4, 4: 4, 5: 16
 # The same of windows of one row or column: they are transformed once, not twice.
 LINES = (14.0, 120.0), (1.2, 12.0)
 # The same of S=2, whose four phases are summed over four, six or, with few channels, eight points.
-STRIDED = {3: ((8.0, 100.0), (2.0, 20.0)), 4: ((8.0, 100.0), (2.0, 20.0)), 5: ((8.0, 100.0), (2.0, 20.0)), 7: ((24.0, 400.0), (2.5, 20.0))}
+STRIDED = {**dict.fromkeys((3, 4, 5), ((8.0, 100.0), (2.0, 20.0))), 7: ((24.0, 400.0), (2.5, 20.0))}
 
 
 def errors(made, exact, eps):

@@ -557,11 +557,12 @@ def _exact_enough(p: Problem, m: Pair) -> bool:
 def winograd_tile(p: Problem) -> Pair:
     """Rows and columns of results, the cheapest that are exact enough; of 7x7 filters there is one tile only."""
     rh, rw = _phase_extents(p)
-    r, line, phases = max(rh, rw), 1 in p.window.F, p.window.S == (2, 2)
-    if phases:
+    r = max(rh, rw)
+    points: tuple[int, ...]
+    if p.window.S == (2, 2):
         points = {2: (4,) if p.window.F[0] % 2 else (6, 4), 3: (6, 4), 4: (8, 6)}[r]
     else:
-        points = {3: (8, 6) if line else (6, 4), 5: (8, 6), 7: (8,)}[r]
+        points = {3: (8, 6) if 1 in p.window.F else (6, 4), 5: (8, 6), 7: (8,)}[r]
     tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
     able = [m for m in tiles if _exact_enough(p, m)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=(2, 2))

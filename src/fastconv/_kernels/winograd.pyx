@@ -87,7 +87,7 @@ cdef struct Shape:
     # With dilation the pixels of every so many rows and columns are a picture of their own: apart_h * apart_w stand for each, and
     # N counts them all.
     Py_ssize_t dilation_h, dilation_w, apart_h, apart_w
-    # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first; -1 if F is even.
+    # The value that odd phases lack: that at infinity where the last tap is missing, that at 0 where it is the first. Even F: -1.
     Py_ssize_t dead_h, dead_w
     Edge bottom, right
     bint transposed                   # filters turned round, C and K exchanged: grad_x
