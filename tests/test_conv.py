@@ -52,6 +52,7 @@ LARGE = [
     Problem("large row of a window, of few tiles", 1, 1, 30, 70, 24, (1, 5), P=(0, 2)),
     Problem("large row of a window, grouped, dilated", 2, 9, 31, 24, 40, (1, 5), P=(0, 4), dilation=(1, 2), groups=2),
     Problem("large column of a window, oddly padded, dilated", 2, 29, 6, 20, 33, (7, 1), P=((5, 2), (0, 1)), dilation=(3, 1)),
+    Problem("large row of a window that meets only padding", 2, 3, 1, 5, 6, (1, 3), P=((0, 0), (3, 1)), dilation=(1, 2)),
     Problem("large dilated, of pictures of two sizes", 2, 23, 21, 24, 40, P=((3, 2), (4, 5)), dilation=(3, 4)),
     Problem("large dilated 2, of many tiles", 2, 40, 38, 24, 33, P=2, dilation=2),
     Problem("large 5x5 dilated farther than the picture", 1, 5, 6, 16, 33, 5, P=14, dilation=7),

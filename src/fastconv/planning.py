@@ -466,7 +466,7 @@ def _direct_cycles(p: Problem) -> float:
     if p.direction == "grad_w":
         if _better_exchanged(p):
             D, K = K, D
-        taps = Fw if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
+        taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
     if p.direction == "grad_x":
         pixels = p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1])
