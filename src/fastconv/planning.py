@@ -413,7 +413,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-FEW_A_GROUP = {"fwd": 1.4, "grad_x": 1.4, "grad_w": 2.4}  # of small groups, for a cycle of multiplications
+FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
@@ -462,7 +462,7 @@ def _direct_cycles(p: Problem) -> float:
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
     if p.few_a_group:
         vectors = D * _itemsize(p) / _kernels.kernel("conv").VECTOR
-        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP[p.direction]
+        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP
     if p.direction == "grad_w":
         if _better_exchanged(p):
             D, K = K, D

@@ -38,11 +38,19 @@
 #define DW_ROUND_8_16 DW_ROUND_8_8, DW_ROUND_8(8)
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
+#if VECTOR_BYTES == 64 /* pixels that 32 registers hold beside their results, or 16 */
+#define DW_MOST_OF_GROUPS 8
+#define DW_EACH_OF_GROUPS DW_EACH
+#else
+#define DW_MOST_OF_GROUPS 4
+#define DW_EACH_OF_GROUPS(X) X(1) X(2) X(3) X(4)
+#endif
 #define DW_WIDEST 7
 #define DW_KINDS 7
 
 /* The run that suits `width` neighbouring taps at this step; 0 if none does but that of single taps. */
 static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
+    if (VECTOR_BYTES == 16 && width > 3) return 0; /* old processors, with few registers: not worth their bytes */
     if (step == 2) return width == 3 ? 5 : width == 5 ? 6 : 0;
     if (step != 1) return 0;
     return width == 2 ? 1 : width == 3 ? 2 : width == 5 ? 3 : width == 7 ? 4 : 0;
@@ -148,25 +156,30 @@ typedef const REAL *const *const *CAT(dw_tables);
 /* Whether column `col` of the table is tap j of result m of a block, and which m. */
 #define DW_MEETS(col, j, step, columns) ((col) >= (j) && ((col) - (j)) % (step) == 0 && ((col) - (j)) / (step) < (columns))
 
+/* Channels c on of column `col` of a table: of a single tap the step is not known, and the vector may be a part of one. */
+INLINE VEC CAT(dw_meet_pixel)(const int width, const REAL *const *p, ptrdiff_t step, int col, ptrdiff_t c, ptrdiff_t left) {
+    return width == 1 ? CAT(dw_load)(p[col * step] + c, left) : CAT(load)(p[col] + c);
+}
+
 /* y[m * y_step + c] = bias[c] + sum over runs and taps of w[r][j * w_step + c] * x[r][m * step + j][c] for one vector of c; of
  * groups of q channels, the sum over the q sets of weights, w_round numbers from one to the next, as well. */
 INLINE void CAT(dw_pixels)(const int q, const int columns, const int width, const int known_step, ptrdiff_t left, ptrdiff_t runs,
                            CAT(dw_tables) x, const REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step,
                            ptrdiff_t c, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream) {
-    VEC acc[DW_MOST], wt[8][DW_WIDEST];
+    enum { MOST_COLS = (DW_MOST - 1) * 2 + DW_WIDEST };
+    const int cols = (columns - 1) * known_step + width;
+    VEC acc[DW_MOST], wt[DW_WIDEST], v[MOST_COLS];
     const VEC start = bias ? CAT(dw_load)(bias + c, left) : CAT(splat)(0);
     UNROLL for (int m = 0; m < columns; m++) acc[m] = start;
     for (ptrdiff_t r = 0; r < runs; r++) {
-        const REAL *const *p = x[r];
-        UNROLL for (int k = 0; k < q; k++)
-            UNROLL for (int j = 0; j < width; j++) wt[k][j] = CAT(dw_load)(w[r] + k * w_round + j * w_step + c, left);
-        UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
-            VEC v = width == 1 ? CAT(dw_load)(p[col * step] + c, left) : CAT(load)(p[col] + c);
-            UNROLL for (int k = 0; k < q; k++) {
-                if (k) v = CAT(dw_turn_round)(q, v);
+        UNROLL for (int col = 0; col < cols; col++) v[col] = CAT(dw_meet_pixel)(width, x[r], step, col, c, left);
+        ROLLED for (int k = 0; k < q; k++) {
+            UNROLL for (int j = 0; j < width; j++) wt[j] = CAT(dw_load)(w[r] + k * w_round + j * w_step + c, left);
+            UNROLL for (int col = 0; col < cols; col++) {
                 UNROLL for (int j = 0; j < width; j++)
                     if (DW_MEETS(col, j, known_step, columns))
-                        acc[(col - j) / known_step] = CAT(fma)(wt[k][j], v, acc[(col - j) / known_step]);
+                        acc[(col - j) / known_step] = CAT(fma)(wt[j], v[col], acc[(col - j) / known_step]);
+                if (q > 1) v[col] = CAT(dw_turn_round)(q, v[col]);
             }
         }
     }
@@ -181,22 +194,21 @@ INLINE void CAT(dw_pixels)(const int q, const int columns, const int width, cons
 INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width, const int known_step, ptrdiff_t left,
                                 ptrdiff_t runs, CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t w_round,
                                 ptrdiff_t step, ptrdiff_t c, const REAL *dy, ptrdiff_t dy_step) {
-    VEC g[DW_MOST], acc[8][DW_WIDEST];
+    enum { MOST_COLS = (DW_MOST - 1) * 2 + DW_WIDEST };
+    const int cols = (columns - 1) * known_step + width;
+    VEC g[DW_MOST], acc[DW_WIDEST], v[MOST_COLS];
     UNROLL for (int m = 0; m < columns; m++) g[m] = CAT(dw_load)(dy + m * dy_step + c, left);
     for (ptrdiff_t r = 0; r < runs; r++) {
-        const REAL *const *p = x[r];
-        UNROLL for (int k = 0; k < q; k++)
-            UNROLL for (int j = 0; j < width; j++) acc[k][j] = CAT(dw_load)(dw[r] + k * w_round + j * w_step + c, left);
-        UNROLL for (int col = 0; col < (columns - 1) * known_step + width; col++) {
-            VEC v = width == 1 ? CAT(dw_load)(p[col * step] + c, left) : CAT(load)(p[col] + c);
-            UNROLL for (int k = 0; k < q; k++) {
-                if (k) v = CAT(dw_turn_round)(q, v);
+        UNROLL for (int col = 0; col < cols; col++) v[col] = CAT(dw_meet_pixel)(width, x[r], step, col, c, left);
+        ROLLED for (int k = 0; k < q; k++) {
+            UNROLL for (int j = 0; j < width; j++) acc[j] = CAT(dw_load)(dw[r] + k * w_round + j * w_step + c, left);
+            UNROLL for (int col = 0; col < cols; col++) {
                 UNROLL for (int j = 0; j < width; j++)
-                    if (DW_MEETS(col, j, known_step, columns)) acc[k][j] = CAT(fma)(g[(col - j) / known_step], v, acc[k][j]);
+                    if (DW_MEETS(col, j, known_step, columns)) acc[j] = CAT(fma)(g[(col - j) / known_step], v[col], acc[j]);
+                if (q > 1) v[col] = CAT(dw_turn_round)(q, v[col]);
             }
+            UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + k * w_round + j * w_step + c, acc[j], left);
         }
-        UNROLL for (int k = 0; k < q; k++)
-            UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + k * w_round + j * w_step + c, acc[k][j], left);
     }
 }
 
@@ -219,25 +231,52 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
         if (width == 1 && c < end) \
             CAT(dw_pixels_grad)(q, m, 1, 1, end - c, runs, x, w, w_step, w_round, step, c, y, y_step); \
     }
+#define DW_DEFINE_GROUPS(q, m) DW_DEFINE(q, 1, 1, m) DW_DEFINE(q, 3, 1, m) DW_DEFINE(q, 3, 2, m)
+#define DW_DEFINE_2(m) DW_DEFINE_GROUPS(2, m)
+#define DW_DEFINE_4(m) DW_DEFINE_GROUPS(4, m)
+#define DW_DEFINE_8(m) DW_DEFINE_GROUPS(8, m)
 #define DW_DEFINE_ALL(m) \
-    DW_DEFINE(1, 1, 1, m) DW_DEFINE(1, 2, 1, m) DW_DEFINE(1, 3, 1, m) DW_DEFINE(1, 5, 1, m) DW_DEFINE(1, 7, 1, m) \
-    DW_DEFINE(1, 3, 2, m) DW_DEFINE(1, 5, 2, m) \
-    DW_DEFINE(2, 1, 1, m) DW_DEFINE(2, 3, 1, m) DW_DEFINE(2, 3, 2, m) \
-    DW_DEFINE(4, 1, 1, m) DW_DEFINE(4, 3, 1, m) DW_DEFINE(4, 3, 2, m) \
-    DW_DEFINE(8, 1, 1, m) DW_DEFINE(8, 3, 1, m) DW_DEFINE(8, 3, 2, m)
+    DW_DEFINE(1, 1, 1, m) DW_DEFINE(1, 2, 1, m) DW_DEFINE(1, 3, 1, m) DW_DEFINE(1, 3, 2, m)
+#define DW_DEFINE_WIDE(m) DW_DEFINE(1, 5, 1, m) DW_DEFINE(1, 7, 1, m) DW_DEFINE(1, 5, 2, m)
 DW_EACH(DW_DEFINE_ALL)
+#if VECTOR_BYTES > 16
+DW_EACH(DW_DEFINE_WIDE)
+#define DW_LIST_WIDE(name, kind) DW_LIST(name, kind)
+#else
+#define DW_LIST_WIDE(name, kind) {0}
+#endif
+DW_EACH_OF_GROUPS(DW_DEFINE_2)
+#if LANES >= 4
+DW_EACH_OF_GROUPS(DW_DEFINE_4)
+#define DW_LIST_4(name) DW_LIST_OF_GROUPS(name, 4)
+#else
+#define DW_LIST_4(name) {{0}}
+#endif
+#if LANES >= 8
+DW_EACH_OF_GROUPS(DW_DEFINE_8)
+#define DW_LIST_8(name) DW_LIST_OF_GROUPS(name, 8)
+#else
+#define DW_LIST_8(name) {{0}}
+#endif
 
 /* For groups of 1, 2, 4 and 8 and each kind of run, in the order of dw_kind: a function for each number of pixels. */
 typedef void (*CAT(dw_function))(DW_ARGUMENTS);
 #define DW_LIST(name, kind) \
     {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4), \
      CAT(name##_##kind##_5), CAT(name##_##kind##_6), CAT(name##_##kind##_7), CAT(name##_##kind##_8)}
+#if DW_MOST_OF_GROUPS == DW_MOST
+#define DW_SHORT_LIST DW_LIST
+#else
+#define DW_SHORT_LIST(name, kind) \
+    {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4)}
+#endif
+#define DW_LIST_OF_GROUPS(name, q) \
+    {DW_SHORT_LIST(name, q##_1_1), {0}, DW_SHORT_LIST(name, q##_3_1), {0}, {0}, DW_SHORT_LIST(name, q##_3_2)}
 #define DW_LISTS(name) \
-    {{DW_LIST(name, 1_1_1), DW_LIST(name, 1_2_1), DW_LIST(name, 1_3_1), DW_LIST(name, 1_5_1), DW_LIST(name, 1_7_1), \
-      DW_LIST(name, 1_3_2), DW_LIST(name, 1_5_2)}, \
-     {DW_LIST(name, 2_1_1), {0}, DW_LIST(name, 2_3_1), {0}, {0}, DW_LIST(name, 2_3_2)}, \
-     {DW_LIST(name, 4_1_1), {0}, DW_LIST(name, 4_3_1), {0}, {0}, DW_LIST(name, 4_3_2)}, \
-     {DW_LIST(name, 8_1_1), {0}, DW_LIST(name, 8_3_1), {0}, {0}, DW_LIST(name, 8_3_2)}}
+    {{DW_LIST(name, 1_1_1), DW_LIST(name, 1_2_1), DW_LIST(name, 1_3_1), DW_LIST_WIDE(name, 1_5_1), DW_LIST_WIDE(name, 1_7_1), \
+      DW_LIST(name, 1_3_2), DW_LIST_WIDE(name, 1_5_2)}, \
+     DW_LIST_OF_GROUPS(name, 2), \
+     DW_LIST_4(name), DW_LIST_8(name)}
 static const CAT(dw_function) CAT(dw_rows)[2][4][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
 /* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
@@ -247,7 +286,8 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
                         ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step,
                         const REAL *bias, int relu, int stream, ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh,
                         ptrdiff_t y_ahead) {
-    for (ptrdiff_t blocks = (n + DW_MOST - 1) / DW_MOST; blocks > 0; blocks--) {
+    const ptrdiff_t most = q > 1 ? DW_MOST_OF_GROUPS : DW_MOST;
+    for (ptrdiff_t blocks = (n + most - 1) / most; blocks > 0; blocks--) {
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         for (ptrdiff_t r = newest; r < newest + fresh; r++)
             for (ptrdiff_t col = 0; col < m * step; col++)
@@ -265,6 +305,16 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
 #undef DW_ARGUMENTS
 #undef DW_DEFINE
 #undef DW_DEFINE_ALL
+#undef DW_DEFINE_WIDE
+#undef DW_LIST_WIDE
+#undef DW_DEFINE_GROUPS
+#undef DW_DEFINE_2
+#undef DW_DEFINE_4
+#undef DW_DEFINE_8
+#undef DW_LIST_4
+#undef DW_LIST_8
+#undef DW_SHORT_LIST
+#undef DW_LIST_OF_GROUPS
 #undef DW_LIST
 #undef DW_LISTS
 #undef DW_MEETS

@@ -8,6 +8,7 @@
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 64")
+#define ROLLED _Pragma("GCC unroll 1")
 #define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
 #define prefetch(p) __builtin_prefetch(p)
 #define prefetch_low(p) __builtin_prefetch(p, 0, 2) /* into the second-level cache */
@@ -19,6 +20,7 @@
 #else
 #define INLINE static __inline
 #define UNROLL
+#define ROLLED
 #define PRAGMA_UNROLL_K
 #define prefetch(p) ((void)0)
 #define prefetch_low(p) ((void)0)
