@@ -183,14 +183,15 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     elif (pixels <= 24 * TILE_MR
           and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > (KEPT if pixels <= 6 * TILE_MR else 3 * KEPT)
           and not s.merged and not s.by_filters):
-        z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (2 * threads)))
+        z.passing = most(1, least(4 * TOGETHER, s.groups * z.panels // (4 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
     unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
     share = L2_SHARE // <Py_ssize_t> sizeof(real) // most(1, s.C * most(1, s.merged))
     z.chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
     # Few pixels: cut the filters instead, so that a thread finds the weights that it has packed in its own cache.
-    z.cuts = threads if pixels < 24 * TILE_MR * threads and z.panels >= threads and not s.merged else 1
+    z.cuts = threads * least(4, z.panels // threads) if pixels < 24 * TILE_MR * threads and not s.merged else 1
+    z.cuts = most(1, z.cuts)
     while z.cuts == 1 and z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:
         z.chunk = most(unit, z.chunk // 2 // unit * unit)
     if not s.merged and z.cuts == 1:
@@ -217,8 +218,9 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
-            for i in prange(packs, num_threads=threads, schedule="static"):
-                pack_task(self, &z, w, b, i)
+            make_shares(shares, threads, packs)
+            for _ in prange(packs, num_threads=threads, schedule="dynamic"):
+                pack_task(self, &z, w, b, take(shares, threads, threadid()))
         else:
             for i in range(packs):
                 pack_task(self, &z, w, b, i)
@@ -235,9 +237,6 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
         elif not parallel:  # a region of one thread costs as much as the work of a small call
             for i in range(tasks):
                 chunk_task(s, &z, src, b, biases, dst, relu, i, space)
-        elif z.cuts > 1:
-            for i in prange(tasks, num_threads=threads, schedule="static"):
-                chunk_task(s, &z, src, b, biases, dst, relu, i, space + threadid() * z.scratch)
         else:
             make_shares(shares, threads, tasks)
             for _ in prange(tasks, num_threads=threads, schedule="dynamic"):
@@ -572,8 +571,9 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
     with nogil:
         if parallel:
-            for i in prange(packs, num_threads=threads, schedule="static"):
-                pack_rows(self, w, rows, i, NR)
+            make_shares(shares, threads, packs)
+            for _ in prange(packs, num_threads=threads, schedule="dynamic"):
+                pack_rows(self, w, rows, take(shares, threads, threadid()), NR)
             make_shares(shares, threads, tasks)
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 if y.rows:

@@ -481,7 +481,9 @@ cdef struct Blocks:
     Py_ssize_t v_step, m_step         # from value to value of V and M
     Py_ssize_t patch
     Py_ssize_t scratch                # bytes a thread
-    bint cut                          # the filters among the threads, not the tiles
+    # Few tiles: the panels are cut among the threads, not the tiles, so that a thread finds the filters that it has transformed in
+    # its own cache; a thread's into so many tasks, so that another may help it out.
+    Py_ssize_t cuts, tasks            # 1, or those of all threads; of one
     int shares                        # of the values, by rows, one a thread, where few tiles and one panel leave no other cut
     # U may be too large for the shared cache, or a thread has one block only, and it takes longer to fetch filters from another
     # core's cache than to transform them: then each task transforms the filters that it needs, so many channels at a time.
@@ -507,10 +509,13 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.u_step = odd_lines(s.targets * z.panels * z.u_panel, like)
     z.channels = 0
     panels = s.targets * z.panels
-    z.cut = threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads)
+    z.cuts = z.tasks = 1
+    if threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads):
+        z.tasks = least(4, panels // threads)
+        z.cuts = threads * z.tasks
     z.shares = least(threads, s.nh) if panels == s.groups == 1 < s.nw and total < least(LONE_TILES * threads, TILE_MR) else 1
     if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
-            or z.cut and total <= 4 * TILE_MR or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads):
+            or z.cuts > 1 and total <= 4 * TILE_MR or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads):
         z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
         z.channels = least(s.C, most(FILTER_ROWS, z.channels))
         z.panels_at_once, z.u_panel = 1, 0
@@ -521,13 +526,14 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
         z.tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
-    alone = 1 if z.cut or z.shares > 1 else threads
+    alone = 1 if z.cuts > 1 or z.shares > 1 else threads
     rounds = ceil_div(total, z.tiles * alone)
     z.tiles = most(1, least(z.tiles, ceil_div(total, most(1, rounds * alone))))
     z.v_step = odd_lines(z.tiles * z.C, like)
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = aligned((values * (z.v_step + z.m_step + (z.u_step if z.channels else 0)) + z.patch) * sizeof(real))
+    z.scratch = (values * (z.v_step + z.m_step + (z.u_step if z.channels else 0)) + z.patch) * sizeof(real)
+    z.scratch = aligned(z.scratch + sizeof(Py_ssize_t))
     return z
 
 
@@ -547,12 +553,9 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
              real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
-    cdef Py_ssize_t NR = z.width, total = s.N * s.tiles_h * s.tiles_w, i, g, block, cut
-    cdef Py_ssize_t blocks = ceil_div(total, z.tiles), groups_of_rows = ceil_div(s.C, FILTER_ROWS)
-    cdef Py_ssize_t panels = s.targets * z.panels
-    # Few tiles: cut the filters instead, so that a thread finds those that it has transformed in its own cache.
-    cdef Py_ssize_t cuts = threads if z.cut else 1
-    cdef Py_ssize_t shared = shared_numbers(s, &z)
+    cdef Py_ssize_t NR = z.width, total = s.N * s.tiles_h * s.tiles_w, i, g, k
+    cdef Py_ssize_t blocks = ceil_div(total, z.tiles), tasks = z.cuts * blocks * s.groups
+    cdef Py_ssize_t shared = shared_numbers(s, &z), filters = s.groups * s.targets * z.panels * ceil_div(s.C, FILTER_ROWS)
     cdef cnp.ndarray workspace = memory.empty((forward_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *U = <real *> (space + threads * z.scratch)
@@ -565,18 +568,22 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef Share shares[SHARES]
     cdef unsigned int before
     with nogil:
-        if not z.channels:
-            for i in prange(s.groups * panels * groups_of_rows, num_threads=threads, schedule="static", use_threads_if=parallel):
-                g, block, cut = i // groups_of_rows // panels, i // groups_of_rows % panels, i % groups_of_rows * FILTER_ROWS
-                transform_filters(s, &z, weights, U + g * shared + block * z.u_panel + cut * NR, g, block, cut,
-                                  least(s.C, cut + FILTER_ROWS), 0, <int> s.nh)
+        for i in range(threads):
+            held(&z, space + i * z.scratch)[0] = -1
+        if not z.channels and parallel:
+            make_shares(shares, threads, filters)
+            for _ in prange(filters, num_threads=threads, schedule="dynamic"):
+                filter_task(s, &z, weights, U, take(shares, threads, threadid()))
+        elif not z.channels:
+            for i in range(filters):
+                filter_task(s, &z, weights, U, i)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
-                g, block = i // (z.panels * NR), i % (z.panels * NR)
-                biases[i] = given[g * s.K + block] if block < s.K else 0
+                g, k = i // (z.panels * NR), i % (z.panels * NR)
+                biases[i] = given[g * s.K + k] if k < s.K else 0
         if not parallel:  # a region of one thread costs as much as a small block
-            for i in range(blocks * s.groups):
-                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, 1, space)
+            for i in range(tasks):
+                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, space)
         elif z.shares > 1:
             for i in prange(z.shares, num_threads=threads, schedule="static"):
                 multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.nh * i // z.shares),
@@ -584,27 +591,36 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
             before = begin_task()
             transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
             end_task(before)
-        elif cuts > 1:
-            for i in prange(cuts * blocks * s.groups, num_threads=threads, schedule="static"):
-                block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, cuts, space + threadid() * z.scratch)
         else:
-            make_shares(shares, threads, blocks * s.groups)
-            for _ in prange(blocks * s.groups, num_threads=threads, schedule="dynamic"):
-                block_task(s, &z, x, weights, U, biases, y, relu, take(shares, threads, threadid()), blocks, 1,
+            make_shares(shares, threads, tasks)
+            for _ in prange(tasks, num_threads=threads, schedule="dynamic"):
+                block_task(s, &z, x, weights, U, biases, y, relu, take(shares, threads, threadid()), blocks,
                            space + threadid() * z.scratch)
 
 
+cdef inline Py_ssize_t *held(Blocks *z, char *scratch) noexcept nogil:
+    """Which tiles and group a thread's V is of, by its first one: the next task may need it again."""
+    return <Py_ssize_t *> (scratch + z.scratch) - 1
+
+
 cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i,
-                     Py_ssize_t blocks, Py_ssize_t cuts, char *scratch) noexcept nogil:
-    """Task i: a cut of the panels, then a block of the tiles, then a group."""
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, g = i % s.groups, block = i // s.groups % blocks
-    cdef Py_ssize_t cut = i // s.groups // blocks
+                     Py_ssize_t blocks, char *scratch) noexcept nogil:
+    """Task i: a thread's cuts, then a block of the tiles, then a group, then one of the cuts."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels = s.targets * z.panels, at = i // z.tasks
+    cdef Py_ssize_t g = at % s.groups, block = at // s.groups % blocks, cut = at // s.groups // blocks * z.tasks + i % z.tasks
     if not z.channels:
         U += g * s.values * z.u_step
     multiply_block(s, z, src, w, U, <real *> scratch + s.values * z.v_step,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
-                   total * (block + 1) // blocks, s.targets * z.panels * cut // cuts, s.targets * z.panels * (cut + 1) // cuts,
-                   0, <int> s.nh, scratch)
+                   total * (block + 1) // blocks, panels * cut // z.cuts, panels * (cut + 1) // z.cuts, 0, <int> s.nh, scratch)
+
+
+cdef void filter_task(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t i) noexcept nogil:
+    """Task i: a group, then a panel of filters, then some of its channels."""
+    cdef Py_ssize_t tasks = ceil_div(s.C, FILTER_ROWS), panels = s.targets * z.panels
+    cdef Py_ssize_t g = i // tasks // panels, panel = i // tasks % panels, c = i % tasks * FILTER_ROWS
+    transform_filters(s, z, w, U + g * s.values * z.u_step + panel * z.u_panel + c * z.width, g, panel, c,
+                      least(s.C, c + FILTER_ROWS), 0, <int> s.nh)
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
@@ -707,9 +723,11 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
-    for i in range(s.sources):  # one after the other: what follows a phase's last channel is the next one's
+    for i in range(s.sources if held(z, scratch)[0] != q * s.groups + g else 0):
+        # one after the other: what follows a phase's last channel is the next one's
         transform_data(s, &s.src[i], False, src, g, q, q_end, 0, s.src[i].depth, first, last, V + i * s.src[i].depth, z.C,
                        z.v_step, patch)
+    held(z, scratch)[0] = q * s.groups + g
     while panel < panel_end:
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
