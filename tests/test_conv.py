@@ -67,6 +67,12 @@ LARGE = [
     # Small pictures, which depth-first are turned over, but not their weights; or whose window is the whole picture
     Problem("large 3x3 stride 2 of a few pixels", 3, 4, 4, 70, 40, S=2, P=1),
     Problem("large 5x5 of four pixels, some taps unused, grouped", 3, 2, 2, 80, 72, 5, P=2, groups=2),
+    # So much padding that tiles are made of one place in several pictures, of a part of a place, or of rows that see none
+    Problem("large 3x3 stride 2 of five pictures", 5, 5, 7, 33, 40, S=2, P=1),
+    Problem("large 3x3 stride 2 of many pictures", 17, 3, 4, 24, 48, S=2, P=1),
+    Problem("large 4x4 stride 3 of many pictures, grouped", 29, 5, 3, 70, 66, 4, S=3, P=2, groups=2),
+    Problem("large dilated, mostly padding", 1, 21, 20, 24, 70, P=11, dilation=11),
+    Problem("large dilated, mostly padding, of two pictures", 2, 13, 14, 40, 33, P=((9, 6), (7, 8)), dilation=8),
     Problem("large 3x3 of one pixel", 2, 1, 1, 150, 70, P=1),
     Problem("large 1x1 of one pixel, grouped", 2, 1, 1, 80, 72, 1, groups=2),
     Problem("large window as the picture", 3, 4, 5, 40, 70, (4, 5)),

@@ -22,6 +22,7 @@ DIRECTIONS = ("fwd", "grad_x", "grad_w")
 SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
 COLUMNS = 1 << 22  # bytes of im2col's columns at a time
+MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
 TURNED = 1 << 22  # bytes of depth-first pictures, and of their results, that are turned over at a time
 
 
@@ -204,13 +205,27 @@ def _picture_bytes(p: Problem) -> int:
     return (H1 * W1 * p.D1 + H2 * W2 * p.K) * _itemsize(p)
 
 
+def _living(p: Problem) -> float:
+    """The share of products, of the taps that meet the picture, that see it: depth last, those of padding are left out."""
+    share = 1.0
+    for S, n_out, n_in, axis in zip(p.window.S, p.window.size, (p.H1, p.W1), (0, 1), strict=True):
+        offsets = [offset for _, offset in _offsets(p, axis, False)]
+        met = sum(max(0, min(n_out, -(-(n_in - offset) // S)) - max(0, -(offset // S))) for offset in offsets)
+        share *= met / max(1, n_out * len(offsets))
+    return share
+
+
 def _better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
-    by phases, or panels of pixels from rows of a few. A single pixel need not be turned."""
+    by phases, panels of pixels from rows of a few, or products of padding. A single pixel need not be turned."""
     w, strided = p.window, p.window.S != (1, 1)
     if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
         return True
-    if not p.nchw or w.F == (1, 1) or _picture_bytes(p) > TURNED or p._replace(N=1).flops < SMALL_PICTURE:
+    if not p.nchw or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
+        return False
+    if p.direction != "grad_w" and _living(p) < MOSTLY_LIVING:
+        return True
+    if _picture_bytes(p) > TURNED:
         return False
     if p.direction == "grad_w":
         return strided and w.size[1] <= 2 * SHORT_ROW and p.N * _picture_bytes(p) <= TURNED
@@ -468,11 +483,12 @@ def _direct_cycles(p: Problem) -> float:
             D, K = K, D
         taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
+    living = 1 if p.nchw and not _better_turned(p) else _living(p)
     if p.direction == "grad_x":
         pixels = p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1])
-        return _few_cycles(pixels, Fh * Fw, K, D, p) or Fh * Fw * _product(pixels, K, D, p)
+        return _few_cycles(pixels, Fh * Fw, K, D, p) or living * Fh * Fw * _product(pixels, K, D, p)
     pixels = p.N * H2 * W2
-    return _few_cycles(pixels, Fh * Fw, D, K, p) or _product(pixels, Fh * Fw * D, K, p)
+    return _few_cycles(pixels, Fh * Fw, D, K, p) or living * _product(pixels, Fh * Fw * D, K, p)
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:

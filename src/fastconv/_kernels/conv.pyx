@@ -39,7 +39,11 @@ cdef enum:
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
+    BY_PLACE = 1 << 10    # weights of a tap for which tiles with as few taps as can be are worth their pointers
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
+
+
+cdef double LIVING = 0.95  # of taps that see the picture, below which tiles are made of one place
 
 
 VECTOR, MR, FEW = VECTOR_BYTES, TILE_MR, DOT_ROWS  # for the arithmetic that chooses a method
@@ -70,6 +74,24 @@ cdef class Gather:
         self.taps, self.nchw, self.filters_first, self.transposed = taps, nchw, filters_first, transposed
         self.s.merged = merged
         self.s.across, self.s.by_filters = transposed != filters_first, filters_first and window > 1
+        self.s.by_place = better_by_place(&self.s)
+
+
+cdef inline Py_ssize_t places_met(Py_ssize_t n, Py_ssize_t stride, Py_ssize_t offset, Py_ssize_t size) noexcept:
+    """How many of n places a tap finds within a picture, along one axis."""
+    cdef Py_ssize_t first = ceil_div(most(0, -offset), stride), end = least(n, ceil_div(most(0, size - offset), stride))
+    return most(0, end - first)
+
+
+cdef bint better_by_place(Shape *s) noexcept:
+    """Whether so many taps see only padding that the pixels of a tile had better be of one place, in many pictures, which must
+    not share a set of the cache."""
+    cdef Py_ssize_t t, met = 0, depth = s.groups * s.C * sizeof(float)
+    if tile_height(s.Hs * s.Ws * depth) < TILE_MR or tile_height(s.stride_w * depth) < TILE_MR:
+        return False
+    for t in range(s.T):
+        met += places_met(s.rows, s.stride_h, s.dh[t], s.Hs) * places_met(s.cols, s.stride_w, s.dw[t], s.Ws)
+    return s.N > 1 and s.merged == 0 and s.C * s.K >= BY_PLACE and met < LIVING * s.rows * s.cols * s.T
 
 
 @cython.final
@@ -196,6 +218,8 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
         z.chunk = most(unit, z.chunk // 2 // unit * unit)
     if not s.merged and z.cuts == 1:
         z.chunk = most(1, ceil_div(pixels, even(ceil_div(pixels, z.chunk), threads)))
+    if s.by_place:
+        z.chunk = ceil_div(z.chunk, s.N) * s.N
     z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
@@ -375,6 +399,8 @@ cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pan
 cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:
     if few(s, like):
         return TILE_MR // DOT_COLS * DOT_COLS
+    if s.by_place:  # several places, or a part of one
+        return TILE_MR // s.N * s.N if s.N <= TILE_MR else ceil_div(s.N, ceil_div(s.N, TILE_MR))
     return TILE_MR if s.merged else tile_height(s.stride_w * s.groups * s.C * sizeof(real))
 
 
@@ -408,6 +434,8 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
     else:
         memset(rest, 0, s.C * sizeof(real))
         point_at_pixels(s, src, dst, g, lo, hi, a, c, rest)
+        for i in range(0 if few(s, src) else blocks):
+            leave_out_padding(s, a + i * runs * TILE_MR, (hi - lo) * (i + 1) // blocks - (hi - lo) * i // blocks, rest)
     while panel < panel_end:
         if bias != NULL:
             e.bias = bias + panel * NR
@@ -425,6 +453,17 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                              least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
+
+
+cdef inline void leave_out_padding(Shape *s, real **a, Py_ssize_t rows, real *zeros) noexcept nogil:
+    """Taps under which all pixels of a tile lie outside the picture are not multiplied."""
+    cdef Py_ssize_t t, m
+    for t in range(s.T):
+        m = 0
+        while m < rows and a[t * TILE_MR + m] == zeros:
+            m += 1
+        if m == rows:
+            a[t * TILE_MR] = NULL
 
 
 cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t some) noexcept nogil:
@@ -449,16 +488,24 @@ cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize
                           real *zeros) noexcept nogil:
     """The tile's pointers, block by block of evenly many pixels: a[block][tap][m] to the source, c[block][m] to the result."""
     cdef Py_ssize_t blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), block, q = lo, end, m, some, depth = s.groups * s.C
-    cdef Py_ssize_t n = lo // (s.rows * s.cols), i = lo // s.cols % s.rows, j = lo % s.cols
+    cdef Py_ssize_t places = s.rows * s.cols, place = lo // s.N if s.by_place else lo % places
+    cdef Py_ssize_t i = place // s.cols, j = place % s.cols
+    cdef Py_ssize_t n = lo % s.N if s.by_place else lo // places, picture = s.Hd * s.Wd * s.groups * s.K
     for block in range(blocks):
         end = lo + (hi - lo) * (block + 1) // blocks
         m = 0
-        while q < end:  # a stretch of one row of the grid
-            some = least(end - q, s.cols - j)
+        while q < end:  # a stretch of one row of the grid, or of one place
+            some = least(end - q, s.N - n if s.by_place else s.cols - j)
             point_at_stretch(s, src + n * s.Hs * s.Ws * depth + g * s.C, i, j, a + m, some, zeros)
-            point_rows(c + m, dst + (((n * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups
-                                     + g) * s.K, s.step_w * s.groups * s.K, some)
-            q, m, j = q + some, m + some, j + some
+            point_rows(c + m, dst + n * picture + (((s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.groups
+                                                   + g) * s.K, picture if s.by_place else s.step_w * s.groups * s.K, some)
+            q, m = q + some, m + some
+            if not s.by_place:
+                j += some
+            elif n + some < s.N:
+                n += some
+            else:
+                n, j = 0, j + 1
             if j == s.cols:
                 i, j = i + 1, 0
                 if i == s.rows:
@@ -469,19 +516,20 @@ cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize
 
 cdef inline void point_at_stretch(Shape *s, real *picture, Py_ssize_t i, Py_ssize_t j, real **a, Py_ssize_t some,
                                   real *zeros) noexcept nogil:
-    """a[tap][m] for `some` pixels from (i, j) of the grid on."""
-    cdef Py_ssize_t t, m, h, w, depth = s.groups * s.C, step = s.stride_w * depth, last = (some - 1) * s.stride_w
+    """a[tap][m] for `some` pixels from (i, j) of the grid on, or that one in so many pictures."""
+    cdef Py_ssize_t t, m, h, w, depth = s.groups * s.C, across = 0 if s.by_place else s.stride_w
+    cdef Py_ssize_t step = s.Hs * s.Ws * depth if s.by_place else across * depth, last = (some - 1) * across
     cdef real *at
     for t in range(s.T):
         h, w = i * s.stride_h + s.dh[t], j * s.stride_w + s.dw[t]
         at = picture + (h * s.Ws + w) * depth
-        if not 0 <= h < s.Hs:
+        if not 0 <= h < s.Hs or w + last < 0 or w >= s.Ws:
             point_rows(a, zeros, 0, some)
         elif w >= 0 and w + last < s.Ws:
             point_rows(a, at, step, some)
         else:
             for m in range(some):
-                a[m] = at + m * step if 0 <= w + m * s.stride_w < s.Ws else zeros
+                a[m] = at + m * step if 0 <= w + m * across < s.Ws else zeros
         a += TILE_MR
 
 

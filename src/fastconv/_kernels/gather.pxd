@@ -27,6 +27,7 @@ cdef struct Shape:
     bint stream                       # dst is too large for the caches
     bint fetch                        # dst is too large for a core's own cache
     bint ahead                        # depth-last: the source is, and there is one tap: a task calls for the pixels of the next one
+    bint by_place                     # depth-last: pixels are counted place by place, for each all pictures, not by picture
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
     bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]

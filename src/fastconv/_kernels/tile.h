@@ -6,7 +6,7 @@
  * A is read one number at a time and broadcast, in one of two ways:
  *     by rows:     A[u][m](k) = a[u * MR + m][k]            a pointer for each row (a pixel, a tile, a filter), k runs along it
  *     by columns:  A[u][m](k) = a[u][k * a_step + m]        the rows lie side by side (channels of a pixel), k steps over them
- * A run is a stretch of k without a jump: a tap of the window, a row of the picture.
+ * A run is a stretch of k without a jump: a tap of the window, a row of the picture. One whose a[u][0] is NULL is left out.
  *
  * A B that lies in rows of a picture may be packed by the first tile that reads it: row after row goes to `keep` as well. Or its
  * rows lie wherever a table says, one distance from b for each k of each run. */
@@ -39,10 +39,11 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     }
     for (ptrdiff_t u = 0; u < runs; u++) {
         const REAL *row[MR];
+        const ptrdiff_t n = by_rows && !keep && !table && !a[0] ? 0 : length;
         UNROLL for (int m = 0; m < rows; m++) row[m] = by_rows ? a[m] : a[0] + m;
         a += by_rows ? MR : 1;
         PRAGMA_UNROLL_K
-        for (ptrdiff_t k = 0; k < length; k++) {
+        for (ptrdiff_t k = 0; k < n; k++) {
             VEC bk[2];
             const REAL *at = table ? b + *table++ : b;
             UNROLL for (int v = 0; v < nv; v++)
@@ -60,6 +61,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             }
             b += b_step;
         }
+        b += (length - n) * b_step;
     }
     UNROLL for (int m = 0; m < rows; m++) {
         UNROLL for (int v = 0; v < nv; v++) {
