@@ -98,6 +98,8 @@ LARGE = [
     Problem("large groups of four, 5x5, oddly padded", 1, 9, 11, 24, 24, 5, P=((1, 2), (4, 0)), groups=6),
     Problem("large groups of eight", 2, 14, 15, 88, 88, P=1, groups=11),
     Problem("large groups of eight, stride 2 of few pixels", 3, 8, 7, 48, 48, S=2, P=1, groups=6),
+    Problem("large groups of two of long rows", 1, 5, 40, 24, 24, P=1, groups=12),
+    Problem("large groups of eight of rows longer than a vector", 2, 6, 17, 24, 24, P=1, groups=3),
     Problem("large groups of eight, stride 3", 1, 20, 19, 32, 32, 2, S=3, groups=4),
     Problem("large grouped dilated", 2, 19, 18, 24, 40, P=2, dilation=2, groups=2),
 ]

@@ -65,9 +65,9 @@ class Problem(NamedTuple):
 
     @property
     def few_a_group(self) -> bool:
-        """Whether groups are so small, depth last, that a vector holds whole ones: these are done as depthwise ones are."""
+        """Whether groups are so small that, depth last, a vector holds whole ones: these are done as depthwise ones are."""
         q, VL = self.D1 // self.groups, _kernels.kernel("conv").VECTOR // np.dtype(self.dtype).itemsize
-        return q == self.K // self.groups and q in (2, 4, 8) and q <= VL and self.groups > 1 and not self.filters_first
+        return q == self.K // self.groups and q in (2, 4, 8) and q <= VL and self.groups > 1
 
     @property
     def pointwise(self) -> bool:
@@ -215,11 +215,21 @@ def _living(p: Problem) -> float:
     return share
 
 
+def _short_rows_of_groups(p: Problem) -> bool:
+    """Whether rows of small groups are too short for panels of pixels, or would be scattered."""
+    channels, panel = p.D1 // p.groups, 2 * _kernels.kernel("conv").VECTOR // _itemsize(p)
+    if p.direction == "grad_x" and p.window.S != (1, 1):
+        return _picture_bytes(p) <= TURNED
+    return p.window.size[1] <= (panel if channels < 8 else panel / 2) and (channels < 8 or p.direction != "grad_w")
+
+
 def _better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
     by phases, panels of pixels from rows of a few, or products of padding. A single pixel need not be turned."""
     w, strided = p.window, p.window.S != (1, 1)
     if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
+        return True
+    if p.nchw and p.few_a_group and _short_rows_of_groups(p):
         return True
     if not p.nchw or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
         return False
@@ -247,7 +257,7 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
-    chunk = min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
+    chunk = max(1, p.N) if p.direction == "grad_w" else min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
     jobs = {n: make(p._replace(N=n, nchw=False, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def turned(a: Any, n: int, rows: int, cols: int, out: Any, threads: int) -> Any:
@@ -315,10 +325,10 @@ def _folded(p: Problem) -> Problem:
 def _direct(p: Problem) -> Job:
     if p.whole and (p.nchw or p.window.F != (1, 1)):
         return _dense(p)
-    if p.depthwise or p.few_a_group:
+    if p.depthwise or p.few_a_group and not p.nchw:
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):
-        return _turned(p, _direct, p.direction == "grad_w")
+        return _turned(p, _direct, p.few_a_group or p.direction == "grad_w")
     if p.direction == "grad_w":
         return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
     depth, p = p.D1, _folded(p)
@@ -428,7 +438,9 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
+TURNING = 10  # a vector of a depth-first picture
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
+PACKING = 20  # filters whose products cost as much as to pack depth-first pixels for one more tap
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
@@ -475,29 +487,39 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
 def _direct_cycles(p: Problem) -> float:
     Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
-    if p.few_a_group:
+    if p.few_a_group and (not p.nchw or _better_turned(p)):
         vectors = D * _itemsize(p) / _kernels.kernel("conv").VECTOR
-        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP
+        turning = TURNING * p.N * _picture_bytes(p) / p.groups / _kernels.kernel("conv").VECTOR if p.nchw else 0
+        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP + turning
     if p.direction == "grad_w":
         if _better_exchanged(p):
             D, K = K, D
         taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
-    living = 1 if p.nchw and not _better_turned(p) else _living(p)
+    pixels, taps = p.N * H2 * W2, Fh * Fw
     if p.direction == "grad_x":
-        pixels = p.N * p.H1 * p.W1 / (p.window.S[0] * p.window.S[1])
-        return _few_cycles(pixels, Fh * Fw, K, D, p) or living * Fh * Fw * _product(pixels, K, D, p)
-    pixels = p.N * H2 * W2
-    return _few_cycles(pixels, Fh * Fw, D, K, p) or living * _product(pixels, Fh * Fw * D, K, p)
+        pixels, D, K = -(-p.N * p.H1 * p.W1 // math.prod(p.window.S)), K, D
+    if p.nchw and not _better_turned(p):
+        return _product(K, taps * D, pixels, p) * _packing(taps, K, p)
+    return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
+
+
+def _packing(taps: int, filters: int, p: Problem) -> float:
+    """How much longer the products of a depth-first gather take, with strips' lost lanes or panels' packing: see plan_planes."""
+    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
+    cols = p.W1 if p.direction == "grad_x" else p.window.size[1]
+    lost = -cols % VL
+    if cols >= VL and lost * filters * taps < PACKING * cols * (taps - math.prod(p.window.S)):
+        return 1 + lost / cols
+    return 1 + PACKING / max(1, filters)
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:
     """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
     kernels = _kernels.kernel("conv")
     VL = kernels.VECTOR // _itemsize(p)
-    depth_first = p.nchw and not _better_turned(p)
     wide_enough = channels >= VL >= (2 if taps > 1 else 4) * kernels.FEW
-    if depth_first or p.groups > 1 or filters > kernels.FEW or not wide_enough:
+    if p.groups > 1 or filters > kernels.FEW or not wide_enough:
         return 0
     return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
 
