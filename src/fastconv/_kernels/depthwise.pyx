@@ -489,10 +489,10 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
 #
 # The common window works on the planes as they lie, along their rows.
 
-cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t itemsize) noexcept:
-    """Whether the planes are taken so: 3x3 windows at steps of 1 or 2, and rows that fill some of a vector."""
+cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t part, Py_ssize_t itemsize) noexcept:
+    """Whether the planes are taken so: 3x3 windows at steps of 1 or 2, and rows that fill one part in `part` of a vector."""
     return (m == 1 and h.F == v.F == 3 and h.dilation == v.dilation == 1 and h.S == v.S <= 2
-            and 4 * v.n_out * itemsize >= VECTOR_BYTES)
+            and part * v.n_out * itemsize >= VECTOR_BYTES)
 
 
 cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
@@ -988,7 +988,7 @@ cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, 
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, 2 if channels else 4, sizeof(real)):
         return planes(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, h, v, relu, threads)
     if channels:
         return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
@@ -1036,7 +1036,7 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
 cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
                     bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, 4, sizeof(real)):
         return planes_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, h, v, threads)
     if channels:
         return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
