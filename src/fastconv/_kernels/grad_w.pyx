@@ -156,7 +156,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
         z.taps += 1
     z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
-    z.dy_in_place = (not nchw and s.K % NR == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    z.dy_in_place = (not nchw and s.K % lanes(like) == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
                      and (pixel <= FEW_SETS or pixel % FEW_SETS))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
