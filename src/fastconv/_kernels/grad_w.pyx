@@ -17,7 +17,7 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task, lanes,
+    DOT_COLS, DOT_ROWS, PART_OF_B, Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task, lanes,
     least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
 )
 
@@ -156,7 +156,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
         z.taps += 1
     z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
-    z.dy_in_place = (not nchw and s.K % lanes(like) == 0 and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
                      and (pixel <= FEW_SETS or pixel % FEW_SETS))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch

@@ -47,7 +47,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             VEC bk[2];
             const REAL *at = table ? b + *table++ : b;
             UNROLL for (int v = 0; v < nv; v++)
-                bk[v] = nv == 1 && by_rows && !table ? CAT(load_b)(at, cols) : CAT(load)(at + v * VL);
+                bk[v] = v == nv - 1 && (nv == 1 || !by_rows) && !table ? CAT(load_b)(at + v * VL, last) : CAT(load)(at + v * VL);
             if (keep) { /* the next panel's part of this row is far away, too */
                 UNROLL for (int v = 0; v < nv; v++) {
                     CAT(store)(keep + v * VL, bk[v]);
