@@ -438,7 +438,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-TURNING = 10  # a vector of a depth-first picture
+TURNING = 6  # a vector of a depth-first picture
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 PACKING = 20  # filters whose products cost as much as to pack depth-first pixels for one more tap
 ADDING = 8  # a vector of the columns to dx
@@ -481,16 +481,23 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
     sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets
     transforms = tiles * each + phases * TRANSFORM["filter"] * D * k
-    return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + part * transforms
+    transforms = part * transforms + (_turning(p) if p.nchw else 0)
+    return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + transforms
+
+
+def _turning(p: Problem) -> float:
+    """Cycles for a group's depth-first pictures and their results."""
+    return TURNING * p.N * _picture_bytes(p) / p.groups / _kernels.kernel("conv").VECTOR
 
 
 def _direct_cycles(p: Problem) -> float:
     Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
     D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
-    if p.few_a_group and (not p.nchw or _better_turned(p)):
+    if p.nchw and _better_turned(p):
+        return _turning(p) + _direct_cycles(p._replace(nchw=False))
+    if p.few_a_group and not p.nchw:
         vectors = D * _itemsize(p) / _kernels.kernel("conv").VECTOR
-        turning = TURNING * p.N * _picture_bytes(p) / p.groups / _kernels.kernel("conv").VECTOR if p.nchw else 0
-        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP + turning
+        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP
     if p.direction == "grad_w":
         if _better_exchanged(p):
             D, K = K, D
@@ -499,7 +506,7 @@ def _direct_cycles(p: Problem) -> float:
     pixels, taps = p.N * H2 * W2, Fh * Fw
     if p.direction == "grad_x":
         pixels, D, K = -(-p.N * p.H1 * p.W1 // math.prod(p.window.S)), K, D
-    if p.nchw and not _better_turned(p):
+    if p.nchw:
         return _product(K, taps * D, pixels, p) * _packing(taps, K, p)
     return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
 
