@@ -325,7 +325,7 @@ def _folded(p: Problem) -> Problem:
 def _direct(p: Problem) -> Job:
     if p.whole and (p.nchw or p.window.F != (1, 1)):
         return _dense(p)
-    if p.depthwise or p.few_a_group and not p.nchw:
+    if p.depthwise or (p.few_a_group and not p.nchw):
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):
         return _turned(p, _direct, p.few_a_group or p.direction == "grad_w")

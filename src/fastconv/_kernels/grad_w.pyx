@@ -17,8 +17,8 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, PART_OF_B, Epilogue, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task, lanes,
-    least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
+    DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task,
+    lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
