@@ -25,7 +25,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy,
-    data, end_task, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, prefetch_low, real, spread, take,
+    data, end_task, fetch, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take,
     tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
 )
 
@@ -34,7 +34,6 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef enum:
-    CACHE_LINE = 64
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
@@ -468,15 +467,13 @@ cdef inline void leave_out_padding(Shape *s, real **a, Py_ssize_t rows, real *ze
 
 cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t some) noexcept nogil:
     """Calls for the channels of some pixels from pixel q of the grid on, counted over the batch, under the only tap."""
-    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, n = q // s.cols // s.rows, h, w, c
+    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, n = q // s.cols // s.rows, h, w
     cdef real *at
     while some > 0 and n < s.N:
         h, w = i * s.stride_h + s.dh[0], j * s.stride_w + s.dw[0]
         at = src + ((n * s.Hs + h) * s.Ws + w) * s.groups * s.C + g * s.C
-        c = 0 if 0 <= h < s.Hs and 0 <= w < s.Ws else s.C
-        while c < s.C:
-            prefetch_low(at + c)
-            c += CACHE_LINE // <Py_ssize_t> sizeof(real)
+        if 0 <= h < s.Hs and 0 <= w < s.Ws:
+            fetch(at, s.C * sizeof(real), 1)
         some, j = some - 1, j + 1
         if j == s.cols:
             i, j = i + 1, 0

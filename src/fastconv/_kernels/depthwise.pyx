@@ -18,7 +18,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, floor_div, make_shares, prefetch_low, real, take,
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, fetch, floor_div, make_shares, real, take,
     transpose,
 )
 
@@ -192,7 +192,7 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
     """The table of a row of the picture, from the first pixel that any tap meets; where it is copied, the row `ahead` numbers
     further on is fetched."""
     cdef void **table = t.table + number % t.kept * t.width
-    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), i, c
+    cdef Py_ssize_t i
     cdef Py_ssize_t begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
     cdef real *to = <real *> t.copies + number % t.kept * t.width * t.spacing
     if t.row[number % t.kept] == row:
@@ -203,8 +203,7 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
     for i in range(begin, end):
         table[i] = row + (v.near + i) * depth
         if t.spacing:
-            for c in range((C + line - 1) // line):
-                prefetch_low(<real *> table[i] + ahead + c * line)
+            fetch(<real *> table[i] + ahead, C * sizeof(real), 1)
             copy(to + i * t.spacing, <real *> table[i], C, 1)
             table[i] = to + i * t.spacing
     for i in range(end, t.width):

@@ -4,7 +4,7 @@ pictures."""
 cimport numpy as cnp
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport ceil_div, copy, lanes, least, most, prefetch, real
+from fastconv._kernels.tiles cimport ceil_div, copy, fetch, lanes, least, most, real
 
 cdef enum:
     STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
@@ -84,8 +84,7 @@ cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_s
         for v in range(z.height):
             h = lo * s.stride_h + z.top + v * (s.stride_h // z.step)
             if 0 <= h < s.Hs and c + 1 < s.C:  # planes lie pages apart: the processor does not guess the next one
-                for p in range(ceil_div(s.Ws, lanes(src))):
-                    prefetch(src + (s.Hs + h) * s.Ws + p * lanes(src))
+                fetch(src + (s.Hs + h) * s.Ws, s.Ws * sizeof(real), 0)
             for p in range(z.phases):
                 left = z.left + p
                 begin = least(z.width, ceil_div(most(0, -left), s.stride_w))

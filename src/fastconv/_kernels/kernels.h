@@ -27,6 +27,15 @@
 #define prefetch_to_write(p) ((void)0)
 #endif
 
+/* Calls for every cache line of a stretch of memory, which seldom begins with one; `low`: only into the second-level cache. */
+INLINE void fetch(const void *p, ptrdiff_t bytes, const int low) {
+    enum { LINE = 64 };
+    for (const char *line = (const char *)p - (size_t)p % LINE; line < (const char *)p + bytes; line += LINE) {
+        if (low) prefetch_low(line);
+        else prefetch(line);
+    }
+}
+
 /* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */
 #define TILE_ROWS_6(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #if defined(__AVX512F__)

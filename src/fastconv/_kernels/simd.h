@@ -220,7 +220,7 @@ static void CAT(pack_pieces)(REAL *restrict dst, ptrdiff_t row_step, const REAL 
             const REAL *from = src + p->at;
             const ptrdiff_t n = p->n;
             if (p->at >= 0 && row + 8 < rows) /* planes lie pages apart: the processor does not guess the next ones */
-                for (ptrdiff_t i = 0; i < n * step; i += VL) prefetch(from + 8 * plane + i);
+                fetch(from + 8 * plane, n * step * (ptrdiff_t)sizeof(REAL), 0);
             if (p->at < 0) {
                 CAT(store_part)(to, CAT(splat)(0), n);
                 if (n > VL) CAT(store_part)(to + VL, CAT(splat)(0), n - VL);

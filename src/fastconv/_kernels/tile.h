@@ -51,7 +51,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             if (keep) { /* the next panel's part of this row is far away, too */
                 UNROLL for (int v = 0; v < nv; v++) {
                     CAT(store)(keep + v * VL, bk[v]);
-                    prefetch(b + (nv + v) * VL);
+                    prefetch(b + (nv + v + 1) * VL - 1);
                 }
                 keep += NR;
             }

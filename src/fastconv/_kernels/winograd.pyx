@@ -31,7 +31,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, floor_div,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, fetch, floor_div,
     lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose,
     winograd_data, winograd_filter, winograd_result, write_weights,
 )
@@ -369,13 +369,10 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
 cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
                               Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
     """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
-    cdef Py_ssize_t i, j, k, line = CACHE_LINE // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t i, j
     for i in range(most(0, h), least(p.H, h + rows)):
         for j in range(most(0, w), least(p.W, w + cols)):
-            k = c
-            while k < c_end:
-                prefetch_low(pixel(p, at, g, i, j, k))
-                k += line
+            fetch(pixel(p, at, g, i, j, c), (c_end - c) * sizeof(real), 1)
 
 
 cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
@@ -644,12 +641,6 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
     end_task(before)
 
 
-cdef inline void fetch_vector(real *at) noexcept nogil:
-    """Calls for the one or two cache lines that a vector lies on."""
-    prefetch_low(at)
-    prefetch_low(at + lanes(at) - 1)
-
-
 cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
                            Py_ssize_t n, int first, int end) noexcept nogil:
     """The same of VL filters from k on and n channels of phase f."""
@@ -672,11 +663,11 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                 continue
             if s.transposed:
                 for i in range(depth):
-                    fetch_vector(at + (t * K + i) * row + FILTER_ROWS)
+                    fetch(at + (t * K + i) * row + FILTER_ROWS, VECTOR_BYTES, 1)
                 transpose(turned + t * VL, taps * VL, at + t * K * row, row, depth, n)
                 continue
             for i in range(n):
-                fetch_vector(at + (t * C + i + FILTER_ROWS) * row)
+                fetch(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES, 1)
                 copy_padded(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth)
     for i in range(n):
         if s.S == 1:
