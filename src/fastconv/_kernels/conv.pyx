@@ -29,6 +29,8 @@ from fastconv._kernels.tiles cimport (
     tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
 )
 
+import numpy as np
+
 from fastconv._kernels import memory
 
 cnp.import_array()
@@ -97,9 +99,17 @@ cdef bint better_by_place(Shape *s) noexcept:
 cdef class Gathers:
     """Those of one convolution. They use one workspace, one after the other: what all read of the weights stays in it."""
     cdef list each
+    cdef cnp.ndarray every  # depth-last: the taps of all, where each lies among the others' in the weights
 
     def __init__(self, list each):
-        self.each = each
+        cdef Gather gather
+        cdef Py_ssize_t before = 0
+        self.each, self.every = each, np.concatenate([gather.taps[2] for gather in each])
+        for gather in each:
+            if gather.s.by_filters and gather.transposed and not (gather.s.groups == 1 and gather.s.K <= DOT_ROWS):
+                gather.s.together, gather.s.every = len(self.every), <Py_ssize_t *> cnp.PyArray_DATA(self.every)
+                gather.s.before = before
+                before += gather.s.T
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: packed weights and each thread's scratch."""
@@ -134,7 +144,7 @@ cdef run_gathers(list gathers, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias,
         if gather.nchw:
             gather_nchw(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
         else:
-            gather_nhwc(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch)
+            gather_nhwc(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
         fresh = False
 
 
@@ -192,7 +202,7 @@ cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
 cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Chunks z
     cdef Py_ssize_t NR = 2 * lanes(like), pixels = s.N * s.rows * s.cols, unit, share
-    z.panels, z.panel_size = ceil_div(s.K, NR), s.T * s.C * NR
+    z.panels, z.panel_size = ceil_div(s.K, NR), s.together * s.C * NR
     z.passing = 0
     if few(s, like):
         z.panel_size = s.T * ceil_div(s.C, lanes(like)) * s.K * lanes(like)
@@ -226,12 +236,13 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
-cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *b, char *space):
+cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *b, char *space,
+                 bint fresh):
     cdef Shape here = self.s  # a copy: several threads may run one gather at once
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
-    cdef Py_ssize_t packs = 0 if z.passing or z.in_place else s.groups * z.panels * (1 if s.by_filters and not few(s, src) else s.T)
+    cdef Py_ssize_t packs = s.groups * z.panels * (1 if s.by_filters and not few(s, src) else s.T)
     cdef Py_ssize_t tasks = z.cuts * z.chunks * s.groups
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
@@ -239,6 +250,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
+    if z.passing or z.in_place or s.together > s.T and not fresh:
+        packs = 0
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
             make_shares(shares, threads, packs)
@@ -251,8 +264,7 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
             for i in range(s.groups * z.panels * NR):
                 g, c = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = bias[g * s.K + c] if c < s.K else 0
-        if z.in_place:
-            b = w
+        b = w if z.in_place else b + s.before * s.C * NR
         if z.passing:
             for i in prange(s.groups * sets, num_threads=threads, schedule="dynamic", use_threads_if=parallel):
                 passing_task(self, s, &z, src, w, biases, dst, relu, i // sets, i % sets * z.passing,
@@ -343,14 +355,22 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
     """b[t][c][j] = weight of channel c and filter panel*NR + j under tap t, of weights whose taps lie side by side."""
     cdef Shape *s = &self.s
     cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, c, u, i, j, n
-    cdef real turned[16 * 32]  # [channel and tap][filter]
+    cdef real turned[32 * 32]  # [channel and tap][filter]
+    cdef bint far = s.groups * s.K * s.C * s.window * <Py_ssize_t> sizeof(real) > L2_SHARE
     if cols < NR:
-        memset(b, 0, s.T * s.C * NR * sizeof(real))
+        memset(b, 0, s.together * s.C * NR * sizeof(real))
     if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
         w += (g * s.C * s.K + k) * s.window
         for c in range(s.C):
-            for t in range(s.T):
-                copy(b + (t * s.C + c) * NR, w + c * s.K * s.window + s.tap[t], cols, s.window)
+            if far and c + 2 < s.C:
+                fetch(w + 2 * s.K * s.window, cols * s.window * sizeof(real), 1)
+            for i in range(0, s.window, 32):
+                n = least(32, s.window - i)
+                transpose(turned, NR, w + i, s.window, cols, n)
+                for u in range(s.together):
+                    if i <= s.every[u] < i + n:
+                        copy(b + (u * s.C + c) * NR, turned + (s.every[u] - i) * NR, cols, 1)
+            w += s.K * s.window
         return
     w += (g * s.K + k) * s.C * s.window  # it is (groups*K, C, F*F)
     if 4 * s.T < s.window:  # so few are wanted that each is fetched by itself
@@ -363,7 +383,9 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
         return
     c = t = u = i = 0
     while i < s.C * s.window:
-        n = least(lanes(w), s.C * s.window - i)
+        n = least(NR, s.C * s.window - i)
+        for j in range(cols if far else 0):  # the processor does not follow so many filters at a time
+            fetch(w + j * s.C * s.window + i + 2 * NR, NR * sizeof(real), 1)
         transpose(turned, NR, w + i, s.C * s.window, cols, n)
         i += n
         for j in range(n):
@@ -448,7 +470,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
             if few(s, src):
                 tile_of_few(rows, s.K, runs, length, a + i * runs * TILE_MR, b, target, &e)
             else:
-                tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.T * s.C * NR, b_step, target,
+                tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.together * s.C * NR, b_step, target,
                              least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)

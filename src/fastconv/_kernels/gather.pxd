@@ -33,6 +33,9 @@ cdef struct Shape:
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
     # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
     bint across, by_filters
+    # Those of all gathers of a convolution, if they are packed together, else its own: how many, which, and how many before its own.
+    Py_ssize_t together, before
+    Py_ssize_t *every
 
 
 cdef inline Shape make_shape(tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window):
@@ -44,6 +47,7 @@ cdef inline Shape make_shape(tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize
     s.T, s.window = taps.shape[1], window
     s.dh = <Py_ssize_t *> cnp.PyArray_DATA(taps)
     s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
+    s.together, s.every = s.T, s.tap
     return s
 
 
