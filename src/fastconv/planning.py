@@ -251,7 +251,7 @@ def _better_turned(p: Problem) -> bool:
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
     """A depth-first problem by the depth-last kernels of a method, a few pictures at a time; a weight gradient at once.
 
-    weights_too: the weights are turned over as well, as a gradient by them is; else the method reads them as they lie.
+    weights_too: the weights, or their gradient, are turned over as well; else the method reads or writes them as they lie.
     """
     turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
@@ -282,9 +282,10 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         dy = turned(dy, p.N, source, pixels, memory.empty((p.N, pixels, source), p.dtype), threads)
         x = turned(x, p.N, result, places, memory.empty((p.N, places, result), p.dtype), threads)
-        weights = memory.empty((taps, depth, p.K), p.dtype)
+        weights = memory.empty((taps, depth, p.K), p.dtype) if weights_too else dw
         jobs[p.N].run(dy, x, None, weights, False, threads)
-        turn(weights, dw, depth, taps, p.K, p.K, depth * p.K, taps, depth * taps, threads)
+        if weights_too:
+            turn(weights, dw, depth, taps, p.K, p.K, depth * p.K, taps, depth * taps, threads)
 
     def workspace(threads: int) -> int:
         weights = taps * depth * p.K * itemsize if weights_too else 0
@@ -328,7 +329,7 @@ def _direct(p: Problem) -> Job:
     if p.depthwise or (p.few_a_group and not p.nchw):
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):
-        return _turned(p, _direct, p.few_a_group or p.direction == "grad_w")
+        return _turned(p, _direct, p.few_a_group)
     if p.direction == "grad_w":
         return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
     depth, p = p.D1, _folded(p)
@@ -376,12 +377,12 @@ def _exchange(p: Problem) -> Problem:
 
 def _exchanged(p: Problem) -> Job:
     job, F = _gradient_job(_weight_gradient(_exchange(p)), p), p.window.F
-    made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
+    made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.filters_first else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         gradient = memory.empty(made, p.dtype)
         job.run(x, dy, None, gradient, False, threads)
-        turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.nchw else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
+        turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.filters_first else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
         dw.reshape(wanted)[...] = turned
 
     return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * _itemsize(p))
@@ -393,7 +394,8 @@ def _weight_gradient(p: Problem) -> Any:
     (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
     weights = p.window.F[0] * p.window.F[1] * D * K
     most = min(4 if weights > 1 << 16 else 8, p.flops // 4_000_000 // p.groups, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights))
-    return _kernels.kernel("grad_w").WeightGradient(*_forward(p, True), p.nchw, 1 << max(1, most).bit_length() - 1)
+    parts = 1 << max(1, most).bit_length() - 1
+    return _kernels.kernel("grad_w").WeightGradient(*_forward(p, True), p.nchw, p.filters_first, parts)
 
 
 def _columns_bytes(p: Problem) -> int:

@@ -49,8 +49,8 @@ cdef struct Strips:
     bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
     bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
-    bint direct                       # depth-last and one part: the sums are made in dw, no copy follows
-    bint whole                        # depth-first and one part: a task writes its own
+    bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
+    bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
 
 
@@ -60,18 +60,19 @@ cdef class WeightGradient:
 
     Parameters
     ----------
-    sizes, grid, taps, window, nchw : as for `Gather` in conv.pyx, with every tap of the window
+    sizes, grid, taps, window, nchw, filters_first : as for `Gather` in conv.pyx, with every tap of the window
     parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
         the result does not depend on the threads
     """
     cdef Shape s
     cdef cnp.ndarray taps
-    cdef bint nchw
+    cdef bint nchw, filters_first
     cdef Py_ssize_t parts
 
-    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, Py_ssize_t parts):
+    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, bint filters_first,
+                 Py_ssize_t parts):
         self.s = make_shape(sizes, grid, taps, window)
-        self.taps, self.nchw, self.parts = taps, nchw, parts
+        self.taps, self.nchw, self.filters_first, self.parts = taps, nchw, filters_first, parts
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
@@ -86,7 +87,7 @@ cdef class WeightGradient:
 
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.s
-    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, like)
+    cdef Strips z = plan_strips(self, threads, like)
     cdef Dots y = plan_dots(s, self.nchw, self.parts, threads, like)
     if y.strip.rows:
         return self.parts * s.groups * y.down * y.across * y.size * sizeof(real) + threads * y.scratch
@@ -105,7 +106,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 
 cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int threads, char *space):
     cdef Shape *s = &self.s
-    cdef Strips z = plan_strips(s, self.nchw, self.parts, threads, src)
+    cdef Strips z = plan_strips(self, threads, src)
     cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * z.cuts * z.splits, scratch = strip_bytes(s, &z, src), i
     cdef Py_ssize_t sums = 0 if z.direct or z.whole else s.groups * ceil_div(s.C, lanes(src))
     cdef real *total = <real *> (space + threads * scratch)
@@ -119,23 +120,27 @@ cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int 
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space + threadid() * scratch)
             for i in prange(sums, num_threads=threads, schedule="static"):
-                sums_task(s, &z, total, dw, nchw, parts, i)
+                sums_task(s, &z, total, dw, self.filters_first, parts, i)
         else:  # a region of one thread costs as much as the work of a small call
             for i in range(tasks):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space)
             for i in range(sums):
-                sums_task(s, &z, total, dw, nchw, parts, i)
+                sums_task(s, &z, total, dw, self.filters_first, parts, i)
 
 
-cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint nchw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint filters_first, Py_ssize_t parts,
+                    Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
     cdef Py_ssize_t blocks = ceil_div(s.C, lanes(dw)), g = i // blocks, c = i % blocks * lanes(dw), size = s.T * s.C * z.ld
-    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, c,
+    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, filters_first, g, c,
                   least(s.C, c + lanes(dw)), 0, s.K)
 
 
-cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
+cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept nogil:
     cdef Strips z
+    cdef Shape *s = &self.s
+    cdef bint nchw = self.nchw
+    cdef Py_ssize_t parts = self.parts
     cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures, pixel
     z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)
@@ -154,7 +159,7 @@ cdef Strips plan_strips(Shape *s, bint nchw, Py_ssize_t parts, int threads, real
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
-    z.direct, z.whole, z.stream = not nchw and parts == 1, nchw and parts == 1, False
+    z.direct, z.whole, z.stream = parts == 1 and not self.filters_first, parts == 1 and self.filters_first, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
                      and (pixel <= FEW_SETS or pixel % FEW_SETS))
@@ -185,7 +190,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
     cdef real *d
-    cdef bint accumulate = False
+    cdef bint accumulate = False, at_once = z.whole and 0 < row_end - row <= z.rows  # while a block's sums are in cache
     cdef unsigned int before = begin_task()
     total += g * s.K if z.direct else (part * s.groups + g) * s.T * s.C * z.ld
     if row == row_end:
@@ -200,19 +205,29 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
         for i in range(block, block_end if z.in_place else block):
             pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
+            if at_once:
+                write_block(s, z, total, dw, g, i, panel, panel_end)
         b = block
         while b < block_end and not z.in_place:
             end = least(block_end, b + z.blocks_at_once)
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
             for i in range(b, end):
                 gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
+                if at_once:
+                    write_block(s, z, total, dw, g, i, panel, panel_end)
             b = end
         row += rows
         accumulate = True
-    if z.whole:
-        write_weights(total, 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, block * z.block, least(s.C, block_end * z.block),
-                      panel * NR, least(s.K, panel_end * NR))
+    for i in range(block, block_end if z.whole and not at_once else block):
+        write_block(s, z, total, dw, g, i, panel, panel_end)
     end_task(before)
+
+
+cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssize_t g, Py_ssize_t block, Py_ssize_t panel,
+                             Py_ssize_t panel_end) noexcept nogil:
+    cdef Py_ssize_t NR = 2 * lanes(dw), c = block * z.block
+    write_weights(total, 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block), panel * NR,
+                  least(s.K, panel_end * NR))
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,

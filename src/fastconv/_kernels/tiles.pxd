@@ -256,7 +256,7 @@ cdef inline void winograd_result(int nh, int mh, int nw, int mw, real *M, Py_ssi
 
 
 cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,
-                               Py_ssize_t K, Py_ssize_t groups, real *out, bint nchw, Py_ssize_t g, Py_ssize_t c,
+                               Py_ssize_t K, Py_ssize_t groups, real *out, bint filters_first, Py_ssize_t g, Py_ssize_t c,
                                Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end) noexcept nogil:
     """A weight gradient's last step, for channels c to c_end and filters k to k_end of group g: add the parts in order, put them in
     place.
@@ -264,8 +264,8 @@ cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py
     sums[part * size + (tap * C + channel) * ld + filter] becomes out[tap][channel][g, filter], or out[g, filter][channel][tap].
     k is a multiple of VL.
     """
-    cdef Py_ssize_t VL = lanes(sums), n, t, i, j, p, first, last
-    cdef real turned[16 * 32 * 16]  # [filter][tap][channel] of VL filters and up to 32 taps
+    cdef Py_ssize_t VL = lanes(sums), t, i, j, p, n, width, at = c * taps, end = c_end * taps
+    cdef real side_by_side[256 * 16]  # [channel and tap][filter] of VL filters
     cdef real *row
     for t in range(taps):
         for i in range(c, c_end):
@@ -273,18 +273,22 @@ cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py
             for p in range(1, parts):
                 for j in range(k, k_end):
                     row[j] += row[p * size + j]
-            if not nchw:
+            if not filters_first:
                 copy(out + ((t * C + i) * groups + g) * K + k, row + k, k_end - k, 1)
-    while nchw and c < c_end:
-        n = least(VL, c_end - c)
-        for first in range(0, taps, 32):
-            last = least(taps, first + 32)
-            for j in range(k, k_end):
-                if j % VL == 0:
-                    for t in range(first, last):
-                        transpose(turned + (t - first) * VL, 32 * VL, sums + (t * C + c) * ld + j, ld, n, least(VL, k_end - j))
-                if taps == 1:
-                    copy(out + (g * K + j) * C + c, turned + j % VL * 32 * VL, n, 1)
-                else:
-                    transpose(out + ((g * K + j) * C + c) * taps + first, taps, turned + j % VL * 32 * VL, VL, last - first, n)
-        c += VL
+    while filters_first and at < end:
+        n = least(256, end - at)
+        j = k
+        while j < k_end:
+            width = least(VL, k_end - j)
+            i, t = at // taps, at % taps
+            for p in range(n if taps > 1 else 0):
+                copy(side_by_side + p * VL, sums + (t * C + i) * ld + j, width, 1)
+                t += 1
+                if t == taps:
+                    i, t = i + 1, 0
+            if taps == 1:
+                transpose(out + (g * K + j) * C + at, C, sums + at * ld + j, ld, n, width)
+            else:
+                transpose(out + (g * K + j) * C * taps + at, C * taps, side_by_side, VL, n, width)
+            j += VL
+        at += n
