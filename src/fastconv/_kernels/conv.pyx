@@ -632,7 +632,7 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.by_taps = self.transposed
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
     s.as_it_lies = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
-                    and s.rows * s.cols >= 4 * NR and not s.apart)
+                    and s.rows * s.cols >= 4 * NR)
     s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and (s.cols % lanes(src) == 0 if y.rows else plane % VECTOR_BYTES == 0 and z.channels >= s.C))
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
@@ -807,22 +807,22 @@ cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *planes, real 
     If the source's `planes` are given, a whole panel is read from them and packed.
     """
     cdef Py_ssize_t NR = 2 * lanes(dst), m, plane = s.Hd * s.Wd, picture = s.rows * s.cols, inside = q % picture
+    cdef bint whole = within(s, q, n_pixels), there = whole and not s.apart
     cdef real *target[TILE_MR]
-    if not s.apart and within(s, q, n_pixels):
+    if there:
         point_rows(target, dst + q // picture * s.groups * s.K * plane + inside, plane, n_rows)
-        if planes != NULL and n_pixels == NR:
-            tile_and_keep(n_rows, length, a, planes + q // picture * s.groups * s.C * picture + inside, picture, target, e, packed)
-            return
+    else:
+        e.stream = 0
+        point_rows(target, result, NR, n_rows)
+        for m in range(n_rows if e.accumulate else 0):
+            scatter(s, dst + m * plane, q, n_pixels, target[m], 0)
+    if planes != NULL and whole and n_pixels == NR:
+        tile_and_keep(n_rows, length, a, planes + q // picture * s.groups * s.C * picture + inside, picture, target, e, packed)
+    else:
         tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
-        return
-    e.stream = 0
-    point_rows(target, result, NR, n_rows)
-    for m in range(n_rows if e.accumulate else 0):
-        scatter(s, dst + m * plane, q, n_pixels, target[m], 0)
-    tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
-    e.stream = s.stream
-    for m in range(n_rows):
+    for m in range(0 if there else n_rows):
         scatter(s, dst + m * plane, q, n_pixels, target[m], 1)
+    e.stream = s.stream
 
 
 cdef void scatter(Shape *s, real *plane, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
