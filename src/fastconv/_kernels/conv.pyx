@@ -133,18 +133,26 @@ cdef Py_ssize_t most_bytes(list gathers, int threads, real *like):
 
 cdef run_gathers(list gathers, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
                  real *like):
-    cdef cnp.ndarray workspace = memory.empty((most_bytes(gathers, threads, like),), "u1")
+    cdef Py_ssize_t bytes = most_bytes(gathers, threads, like)
+    cdef cnp.ndarray workspace = memory.empty((bytes,), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
-    cdef char *scratch
+    cdef real *x = data(src, like)
+    cdef real *y = data(dst, like)
+    cdef real *weights = data(w, like)
     cdef real *b = NULL if bias is None else data(bias, like)
+    cdef Gather gather = gathers[0]
+    cdef Py_ssize_t packed = packed_bytes(gather, threads, like), scratch
     cdef bint fresh = True
-    cdef Gather gather
+    if gather.nchw:
+        scratch = (bytes - packed) // threads
+        if gather.s.T == 0:  # it fills what others write again
+            gathers_nchw(gathers[:1], x, weights, b, y, relu, threads, <real *> space, space + packed, scratch)
+            gathers = gathers[1:]
+        if gathers:
+            gathers_nchw(gathers, x, weights, b, y, relu, threads, <real *> space, space + packed, scratch)
+        return
     for gather in gathers:
-        scratch = space + packed_bytes(gather, threads, like)
-        if gather.nchw:
-            gather_nchw(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
-        else:
-            gather_nhwc(gather, data(src, like), data(w, like), b, data(dst, like), relu, threads, <real *> space, scratch, fresh)
+        gather_nhwc(gather, x, weights, b, y, relu, threads, <real *> space, space + packed_bytes(gather, threads, like), fresh)
         fresh = False
 
 
@@ -617,25 +625,48 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     return z
 
 
-cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space,
-                 bint fresh):
-    cdef Shape here = self.s  # a copy: several threads may run one gather at once
-    cdef Shape *s = &here
-    cdef Panels z = plan_panels(s, threads, src)
-    cdef Planes y = plan_planes(s, threads, src)
-    cdef Py_ssize_t depth = s.C * (s.window if self.transposed else s.T), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t NR = 2 * lanes(src), packs = s.groups * ceil_div(heights(self), NR) if fresh and repacked(self) else 0
-    cdef Py_ssize_t i, tasks = s.N * s.groups * y.strips if y.rows else s.groups * z.sets * z.cuts
-    cdef Share shares[SHARES]
-    cdef bint parallel = threads > 1 and <double> s.N * s.rows * s.cols * s.C * s.T * s.K * s.groups > SMALL_WORK
-    cdef real *rows = packed if repacked(self) else w
+cdef struct Pass:
+    # One depth-first gather as it is run.
+    Shape s
+    Panels z
+    Planes y
+    Py_ssize_t tasks
+
+
+cdef void plan_pass(Gather self, Pass *p, real *dst, int threads) noexcept:
+    p.s, p.z, p.y = self.s, plan_panels(&self.s, threads, dst), plan_planes(&self.s, threads, dst)
+    cdef Shape *s = &p.s  # a copy: several threads may run one gather at once
+    cdef Py_ssize_t NR = 2 * lanes(dst), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
+    p.tasks = s.N * s.groups * p.y.strips if p.y.rows else s.groups * p.z.sets * p.z.cuts
     s.by_taps = self.transposed
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
     s.as_it_lies = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
                     and s.rows * s.cols >= 4 * NR)
-    s.stream = (not s.apart and bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0
-                and (s.cols % lanes(src) == 0 if y.rows else plane % VECTOR_BYTES == 0 and z.channels >= s.C))
+    s.stream = (not s.apart and bytes_met(s, dst) > STREAM and <size_t> dst % VECTOR_BYTES == 0
+                and (s.cols % lanes(dst) == 0 if p.y.rows else plane % VECTOR_BYTES == 0 and p.z.channels >= s.C))
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
+
+
+cdef gathers_nchw(list gathers, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space,
+                  Py_ssize_t scratch):
+    """Gathers of depth-first pictures, that write pixels of their own, side by side: what one has read and written of a stretch
+    of the pictures is still in cache for the next."""
+    cdef cnp.ndarray passes = memory.empty((len(gathers) * sizeof(Pass),), "u1")
+    cdef Pass *p = <Pass *> cnp.PyArray_DATA(passes)
+    cdef Gather gather, self = gathers[0]
+    cdef Py_ssize_t NR = 2 * lanes(src), packs = self.s.groups * ceil_div(heights(self), NR) if self.s.T and repacked(self) else 0
+    cdef Py_ssize_t depth = self.s.C * (self.s.window if self.transposed else self.s.T), n = len(gathers), tasks = 0, i
+    cdef Share shares[SHARES]
+    cdef double products = 0
+    cdef bint parallel, by_turns
+    cdef real *rows = packed if repacked(self) else w
+    for i in range(n):
+        gather = gathers[i]
+        plan_pass(gather, &p[i], dst, threads)
+        tasks = most(tasks, p[i].tasks)
+        products += <double> p[i].s.N * p[i].s.rows * p[i].s.cols * p[i].s.C * p[i].s.T * p[i].s.K * p[i].s.groups
+    parallel = threads > 1 and products > SMALL_WORK
+    by_turns = not p.y.rows and p.z.cuts > 1  # where filters are cut, it is better that all threads read the same pixels at a time
     with nogil:
         if parallel:
             make_shares(shares, threads, packs)
@@ -643,20 +674,25 @@ cdef gather_nchw(Gather self, real *src, real *w, real *bias, real *dst, bint re
                 pack_rows(self, w, rows, take(shares, threads, threadid()), NR)
             make_shares(shares, threads, tasks)
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
-                if y.rows:
-                    planes_task(s, &y, src, rows, depth, bias, dst, relu, take(shares, threads, threadid()),
-                                space + threadid() * y.scratch)
-                else:  # where filters are cut, it is better that all threads read the same pixels at a time
-                    set_task(s, &z, src, rows, depth, bias, dst, relu, i if z.cuts > 1 else take(shares, threads, threadid()),
-                             space + threadid() * z.scratch)
+                passes_task(p, n, src, rows, depth, bias, dst, relu, i if by_turns else take(shares, threads, threadid()), tasks,
+                            space + threadid() * scratch)
         else:
             for i in range(packs):
                 pack_rows(self, w, rows, i, NR)
             for i in range(tasks):
-                if y.rows:
-                    planes_task(s, &y, src, rows, depth, bias, dst, relu, i, space)
-                else:
-                    set_task(s, &z, src, rows, depth, bias, dst, relu, i, space)
+                passes_task(p, n, src, rows, depth, bias, dst, relu, i, tasks, space)
+
+
+cdef void passes_task(Pass *p, Py_ssize_t n, real *src, real *rows, Py_ssize_t depth, real *bias, real *dst, bint relu,
+                      Py_ssize_t at, Py_ssize_t tasks, char *scratch) noexcept nogil:
+    """Task `at` of so many of n gathers: the same share of each one's."""
+    cdef Py_ssize_t j, i
+    for j in range(n):
+        for i in range(p[j].tasks * at // tasks, p[j].tasks * (at + 1) // tasks):
+            if p[j].y.rows:
+                planes_task(&p[j].s, &p[j].y, src, rows, depth, bias, dst, relu, i, scratch)
+            else:
+                set_task(&p[j].s, &p[j].z, src, rows, depth, bias, dst, relu, i, scratch)
 
 
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
