@@ -219,8 +219,8 @@ static void CAT(pack_pieces)(REAL *restrict dst, ptrdiff_t row_step, const REAL 
             REAL *to = dst + p->to;
             const REAL *from = src + p->at;
             const ptrdiff_t n = p->n;
-            if (p->at >= 0 && row + 8 < rows) /* planes lie pages apart: the processor does not guess the next ones */
-                fetch(from + 8 * plane, n * step * (ptrdiff_t)sizeof(REAL), 0);
+            if (p->at >= 0 && row + 4 < rows) /* planes lie pages apart: the processor does not guess the next ones */
+                fetch(from + 4 * plane, n * step * (ptrdiff_t)sizeof(REAL), 1);
             if (p->at < 0) {
                 CAT(store_part)(to, CAT(splat)(0), n);
                 if (n > VL) CAT(store_part)(to + VL, CAT(splat)(0), n - VL);
