@@ -18,7 +18,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task,
-    lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
+    fetch, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -271,9 +271,11 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
         for r in range(rows):
             at = src + (row + r) // s.rows * depth * plane
             if z.gaps:
+                at += (g * s.C + c) * plane + (row + r) % s.rows * s.stride_h * s.Ws
                 for m in range(n):
-                    copy(x + m * pixels + r * s.cols, at + (g * s.C + c + m) * plane + (row + r) % s.rows * s.stride_h * s.Ws,
-                         s.cols, s.stride_w)
+                    copy(x + m * pixels + r * s.cols, at + m * plane, s.cols, s.stride_w)
+                    if c + m + n < s.C:  # the next tile's
+                        fetch(at + (m + n) * plane, s.cols * s.stride_w * sizeof(real), 1)
             elif nchw:
                 point_rows(a + r * TILE_MR, at + (g * s.C + c) * plane + (row + r) % s.rows * s.stride_h * s.Ws, plane, n)
             else:
