@@ -107,51 +107,70 @@ typedef struct {
 #define EVEN_8 0, 2, 4, 6, 8, 10, 12, 14
 #define EVEN_16 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 
+/* a0, b0, a1, b1 within each 128 bits of two vectors, and a2, b2, a3, b3, which is quicker than across them; then the even and the
+ * odd of these 128 bits, first a's. */
+#define NEAR_LOW_f32_4 LOW_4
+#define NEAR_HIGH_f32_4 HIGH_4
+#define NEAR_LOW_f32_8 0, 8, 1, 9, 4, 12, 5, 13
+#define NEAR_HIGH_f32_8 2, 10, 3, 11, 6, 14, 7, 15
+#define NEAR_LOW_f32_16 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define NEAR_HIGH_f32_16 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define NEAR_LOW_f64_2 LOW_2
+#define NEAR_HIGH_f64_2 HIGH_2
+#define NEAR_LOW_f64_4 0, 4, 2, 6
+#define NEAR_HIGH_f64_4 1, 5, 3, 7
+#define NEAR_LOW_f64_8 0, 8, 2, 10, 4, 12, 6, 14
+#define NEAR_HIGH_f64_8 1, 9, 3, 11, 5, 13, 7, 15
+#define FAR_EVEN_f32_4 LOW_4 /* there is one of them */
+#define FAR_ODD_f32_4 HIGH_4
+#define FAR_EVEN_f32_8 0, 1, 2, 3, 8, 9, 10, 11
+#define FAR_ODD_f32_8 4, 5, 6, 7, 12, 13, 14, 15
+#define FAR_EVEN_f32_16 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define FAR_ODD_f32_16 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#define FAR_EVEN_f64_2 LOW_2
+#define FAR_ODD_f64_2 HIGH_2
+#define FAR_EVEN_f64_4 0, 1, 4, 5
+#define FAR_ODD_f64_4 2, 3, 6, 7
+#define FAR_EVEN_f64_8 0, 1, 4, 5, 8, 9, 12, 13
+#define FAR_ODD_f64_8 2, 3, 6, 7, 10, 11, 14, 15
+
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, JOIN(LOW_, LANES))
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, JOIN(HIGH_, LANES))
+#define EVEN(a, b) __builtin_shufflevector(a, b, JOIN(EVEN_, LANES))
+#define NEAR_LOW(a, b) __builtin_shufflevector(a, b, JOIN(CAT(NEAR_LOW), JOIN(_, LANES)))
+#define NEAR_HIGH(a, b) __builtin_shufflevector(a, b, JOIN(CAT(NEAR_HIGH), JOIN(_, LANES)))
+#define FAR_EVEN(a, b) __builtin_shufflevector(a, b, JOIN(CAT(FAR_EVEN), JOIN(_, LANES)))
+#define FAR_ODD(a, b) __builtin_shufflevector(a, b, JOIN(CAT(FAR_ODD), JOIN(_, LANES)))
+
 #define REAL float
 #define SUFFIX _f32
 #if VECTOR_BYTES == 64
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_16)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_16)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_16)
+#define LANES 16
 #elif VECTOR_BYTES == 32
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_8)
+#define LANES 8
 #else
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_4)
+#define LANES 4
 #endif
 #include "simd.h"
 #include "tile.h"
 #include "winograd.h"
 #undef REAL
 #undef SUFFIX
-#undef INTERLEAVE_LOW
-#undef INTERLEAVE_HIGH
-#undef EVEN
+#undef LANES
 
 #define REAL double
 #define SUFFIX _f64
 #if VECTOR_BYTES == 64
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_8)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_8)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_8)
+#define LANES 8
 #elif VECTOR_BYTES == 32
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_4)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_4)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_4)
+#define LANES 4
 #else
-#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, LOW_2)
-#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, HIGH_2)
-#define EVEN(a, b) __builtin_shufflevector(a, b, EVEN_2)
+#define LANES 2
 #endif
 #include "simd.h"
 #include "tile.h"
 #include "winograd.h"
 #undef REAL
 #undef SUFFIX
-#undef INTERLEAVE_LOW
-#undef INTERLEAVE_HIGH
-#undef EVEN
+#undef LANES
 #endif

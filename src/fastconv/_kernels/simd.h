@@ -92,16 +92,27 @@ INLINE void CAT(stream)(REAL *p, VEC v) {
 }
 
 /* A block turned over: dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols, both at most VL.
- * log2(VL) rounds, each interleaving row i with row i + VL/2, so that after them lane i of row j has become lane j of row i. */
+ * Squares of 128 bits a side first, where each round interleaves row i of a square with row i + SIDE/2, so that after them number i
+ * of row j has become number j of row i; then whole 128 bits change places in the same way, row by row of the squares. */
 INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *src, ptrdiff_t src_stride, ptrdiff_t rows,
                                  ptrdiff_t cols) {
 #if defined(__GNUC__)
+    enum { SIDE = 16 / sizeof(REAL) };
     VEC a[VL], b[VL];
     UNROLL for (int i = 0; i < VL; i++) a[i] = i < rows ? CAT(load_part)(src + i * src_stride, cols) : CAT(splat)(0);
-    UNROLL for (int round = 1; round < VL; round *= 2) {
+    UNROLL for (int round = 1; round < SIDE; round *= 2) {
+        UNROLL for (int i = 0; i < VL; i += 2) {
+            const int row = i / SIDE * SIDE + i % SIDE / 2;
+            b[i] = NEAR_LOW(a[row], a[row + SIDE / 2]);
+            b[i + 1] = NEAR_HIGH(a[row], a[row + SIDE / 2]);
+        }
+        UNROLL for (int i = 0; i < VL; i++) a[i] = b[i];
+    }
+    UNROLL for (int round = SIDE; round < VL; round *= 2) {
         UNROLL for (int i = 0; i < VL / 2; i++) {
-            b[2 * i] = INTERLEAVE_LOW(a[i], a[i + VL / 2]);
-            b[2 * i + 1] = INTERLEAVE_HIGH(a[i], a[i + VL / 2]);
+            const int row = i + i / SIDE * SIDE;
+            b[i] = FAR_EVEN(a[row], a[row + SIDE]);
+            b[i + VL / 2] = FAR_ODD(a[row], a[row + SIDE]);
         }
         UNROLL for (int i = 0; i < VL; i++) a[i] = b[i];
     }
