@@ -10,6 +10,7 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #define ROLLED _Pragma("GCC unroll 1")
 #define PRAGMA_UNROLL_K _Pragma("GCC unroll 4")
+#define in_a_register(number) __asm__("" : "+r"(number))
 #define prefetch(p) __builtin_prefetch(p)
 #define prefetch_low(p) __builtin_prefetch(p, 0, 2) /* into the second-level cache */
 #if defined(__AVX2__) /* whose processors know the instruction, though GCC's levels do not name it */

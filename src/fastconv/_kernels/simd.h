@@ -99,7 +99,9 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
 #if defined(__GNUC__)
     enum { SIDE = 16 / sizeof(REAL) };
     VEC a[VL], b[VL];
-    UNROLL for (int i = 0; i < VL; i++) a[i] = i < rows ? CAT(load_part)(src + i * src_stride, cols) : CAT(splat)(0);
+    in_a_register(src_stride); /* else GCC keeps an address for every row, in memory */
+    in_a_register(dst_stride);
+    UNROLL for (int i = 0; i < VL; i++, src += src_stride) a[i] = i < rows ? CAT(once)(CAT(load_part)(src, cols)) : CAT(splat)(0);
     UNROLL for (int round = 1; round < SIDE; round *= 2) {
         UNROLL for (int i = 0; i < VL; i += 2) {
             const int row = i / SIDE * SIDE + i % SIDE / 2;
@@ -116,8 +118,8 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
         }
         UNROLL for (int i = 0; i < VL; i++) a[i] = b[i];
     }
-    UNROLL for (int j = 0; j < VL; j++)
-        if (j < cols) CAT(store_part)(dst + j * dst_stride, a[j], rows);
+    UNROLL for (int j = 0; j < VL; j++, dst += dst_stride)
+        if (j < cols) CAT(store_part)(dst, a[j], rows);
 #else
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) dst[j * dst_stride + i] = src[i * src_stride + j];
