@@ -99,8 +99,10 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
 #if defined(__GNUC__)
     enum { SIDE = 16 / sizeof(REAL) };
     VEC a[VL], b[VL];
-    in_a_register(src_stride); /* else GCC keeps an address for every row, in memory */
-    in_a_register(dst_stride);
+    if (VL > 4) { /* else GCC keeps an address for every row, in memory where they are many */
+        in_a_register(src_stride);
+        in_a_register(dst_stride);
+    }
     UNROLL for (int i = 0; i < VL; i++, src += src_stride) a[i] = i < rows ? CAT(once)(CAT(load_part)(src, cols)) : CAT(splat)(0);
     UNROLL for (int round = 1; round < SIDE; round *= 2) {
         UNROLL for (int i = 0; i < VL; i += 2) {
