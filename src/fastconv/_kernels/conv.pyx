@@ -618,6 +618,7 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     chunks = ceil_div(s.C, most(1, 2 * L2_SHARE // (TOGETHER * tap_bytes)))
     z.channels = most(1, ceil_div(s.C, most(1, chunks)))
     z.cuts = most(1, least(ceil_div(s.K, 4 * TILE_MR), 4 * threads // most(1, s.groups * z.sets)))
+    z.cuts -= z.cuts % threads if z.cuts > threads else 0
     # Every row of the grid that a set touches gives a piece, zeros before and zeros after it; a panel's edge cuts one in two.
     z.pieces = s.T * 3 * (z.together * NR // most(1, s.cols) + 2 + z.together)
     z.scratch = (aligned(z.pieces * sizeof(Piece)) + aligned(most(1, s.T) * TILE_MR * sizeof(void *))
