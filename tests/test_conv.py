@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastconv as fc
-from fastconv import planning, reference
+from fastconv import _kernels, planning, reference
 from oracle import RESULTS, bits, canary, difference, expected, guarded, intact
 from problems import PROBLEMS, Problem
 from strategies import odd_problems
@@ -238,6 +238,19 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
         assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
     finally:
         planning.plan.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cols", "batch", "filters", "turned"), [(20, 1, 32, True), (20, 32, 32, True), (32, 1, 32, False), (20, 1, 16, False)]
+)
+def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch, cols, batch, filters, turned):
+    """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; filters that fill one vector are not worth it."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    size = 4 * cols + 4
+    p = Problem("long rows", batch, size, size, 4, filters, 8, S=4)
+    assert planning._better_turned(planning.Problem("fwd", batch, size, size, 4, filters, p.window, 1, True, "float32")) is turned
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -244,8 +244,16 @@ def _better_turned(p: Problem) -> bool:
     if p.direction == "grad_x":
         return 2 <= p.W1 <= SHORT_ROW
     if p.D1 == 1 or (strided and w.F[0] > w.S[0] and w.F[1] > w.S[1]):  # one plane need not be turned; pixels are met again
-        return w.size[1] <= 3 * SHORT_ROW
+        return w.size[1] <= 3 * SHORT_ROW or _long_rows_turned(p)
     return (1 if strided else 2) <= w.size[1] <= SHORT_ROW
+
+
+def _long_rows_turned(p: Problem) -> bool:
+    """Whether lanes past the ends of depth-first rows, and copies, cost more than it costs to turn them over, if there are filters
+    to fill more than a vector."""
+    VL, p = _kernels.kernel("conv").VECTOR // _itemsize(p), _nominal(p)
+    turned = _turning(p) + _direct_cycles(p._replace(nchw=False, turned=True))
+    return p.window.size[1] >= VL < p.K // p.groups and turned < TURNED_MARGIN * _depth_first_cycles(p)
 
 
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
@@ -440,7 +448,9 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
-TURNING = 6  # a vector of a depth-first picture
+TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
+TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
+COPYING = 12, 6  # a row into a strip, and each of its vectors
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 PACKING = 20  # filters whose products cost as much as to pack depth-first pixels for one more tap
 ADDING = 8  # a vector of the columns to dx
@@ -489,7 +499,10 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
 
 def _turning(p: Problem) -> float:
     """Cycles for a group's depth-first pictures and their results."""
-    return TURNING * p.N * _picture_bytes(p) / p.groups / _kernels.kernel("conv").VECTOR
+    VL, pixels = _kernels.kernel("conv").VECTOR // _itemsize(p), p.H1 * p.W1
+    sides = (p.D1, pixels), (p.K, math.prod(p.window.size))
+    full = sum((-(-depth // VL) * VL + depth) * -(-places // VL) for depth, places in sides if depth > 1 and places > 1)
+    return TURNING * p.N * full / 2 / p.groups
 
 
 def _direct_cycles(p: Problem) -> float:
@@ -505,22 +518,26 @@ def _direct_cycles(p: Problem) -> float:
             D, K = K, D
         taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
+    if p.nchw:
+        return _depth_first_cycles(p)
     pixels, taps = p.N * H2 * W2, Fh * Fw
     if p.direction == "grad_x":
         pixels, D, K = -(-p.N * p.H1 * p.W1 // math.prod(p.window.S)), K, D
-    if p.nchw:
-        return _product(K, taps * D, pixels, p) * _packing(taps, K, p)
     return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
 
 
-def _packing(taps: int, filters: int, p: Problem) -> float:
-    """How much longer the products of a depth-first gather take, with strips' lost lanes or panels' packing: see plan_planes."""
-    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
-    cols = p.W1 if p.direction == "grad_x" else p.window.size[1]
-    lost = -cols % VL
-    if cols >= VL and lost * filters * taps < PACKING * cols * (taps - math.prod(p.window.S)):
-        return 1 + lost / cols
-    return 1 + PACKING / max(1, filters)
+def _depth_first_cycles(p: Problem) -> float:
+    """Of a depth-first gather: from strips of rows, with lanes lost past their ends, or from packed panels; see plan_planes."""
+    VL, (Sh, Sw) = _kernels.kernel("conv").VECTOR // _itemsize(p), p.window.S
+    taps, across = len(_offsets(p, 0, False)) * len(_offsets(p, 1, False)), len(_offsets(p, 1, False)) > 1
+    (H2, W2), D, K, rows = p.window.size, p.D1 // p.groups, p.K // p.groups, p.H1
+    if p.direction == "grad_x":
+        (H2, W2), D, K, rows, Sh, Sw = (-(-p.H1 // Sh), -(-p.W1 // Sw)), K, D, H2, 1, 1
+    products, lost = _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL
+    if W2 < VL or lost * K * taps >= PACKING * W2 * (taps - Sh * Sw):
+        return products * (1 + PACKING / max(1, K))
+    copies = p.N * D * rows * (Sw if across else 1) * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
+    return products * (1 + lost / W2) + copies
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:

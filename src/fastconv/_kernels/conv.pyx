@@ -25,7 +25,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy,
-    data, end_task, fetch, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take,
+    data, end_task, fetch_lines, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take,
     tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
 )
 
@@ -371,7 +371,7 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
         w += (g * s.C * s.K + k) * s.window
         for c in range(s.C):
             if far and c + 2 < s.C:
-                fetch(w + 2 * s.K * s.window, cols * s.window * sizeof(real), 1)
+                fetch_lines(w + 2 * s.K * s.window, cols * s.window * sizeof(real))
             for i in range(0, s.window, 32):
                 n = least(32, s.window - i)
                 transpose(turned, NR, w + i, s.window, cols, n)
@@ -393,7 +393,7 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
     while i < s.C * s.window:
         n = least(NR, s.C * s.window - i)
         for j in range(cols if far else 0):  # the processor does not follow so many filters at a time
-            fetch(w + j * s.C * s.window + i + 2 * NR, NR * sizeof(real), 1)
+            fetch_lines(w + j * s.C * s.window + i + 2 * NR, NR * sizeof(real))
         transpose(turned, NR, w + i, s.C * s.window, cols, n)
         i += n
         for j in range(n):
@@ -503,7 +503,7 @@ cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize
         h, w = i * s.stride_h + s.dh[0], j * s.stride_w + s.dw[0]
         at = src + ((n * s.Hs + h) * s.Ws + w) * s.groups * s.C + g * s.C
         if 0 <= h < s.Hs and 0 <= w < s.Ws:
-            fetch(at, s.C * sizeof(real), 1)
+            fetch_lines(at, s.C * sizeof(real))
         some, j = some - 1, j + 1
         if j == s.cols:
             i, j = i + 1, 0

@@ -291,10 +291,10 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         for (ptrdiff_t r = newest; r < newest + fresh; r++)
             for (ptrdiff_t col = 0; col < m * step; col++)
-                fetch(((const REAL **)x[r])[col] + ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL), 1);
+                fetch_lines(((const REAL **)x[r])[col] + ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL));
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
-                fetch(y + col * y_step + y_ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL), 1);
+                fetch_lines(y + col * y_step + y_ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL));
         CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, begin, end, y,
                                                    y_step, bias, relu, stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;

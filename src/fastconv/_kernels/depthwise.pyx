@@ -18,7 +18,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, fetch, floor_div, make_shares, real, take,
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, fetch_lines, floor_div, make_shares, real, take,
     transpose,
 )
 
@@ -203,7 +203,7 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
     for i in range(begin, end):
         table[i] = row + (v.near + i) * depth
         if t.spacing:
-            fetch(<real *> table[i] + ahead, C * sizeof(real), 1)
+            fetch_lines(<real *> table[i] + ahead, C * sizeof(real))
             copy(to + i * t.spacing, <real *> table[i], C, 1)
             table[i] = to + i * t.spacing
     for i in range(end, t.width):

@@ -4,7 +4,7 @@ pictures."""
 cimport numpy as cnp
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport ceil_div, copy, fetch, lanes, least, most, real
+from fastconv._kernels.tiles cimport ceil_div, copy, fetch_lines, lanes, least, most, real
 
 cdef enum:
     STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
@@ -33,7 +33,7 @@ cdef struct Shape:
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
     # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
     bint across, by_filters
-    # Those of all gathers of a convolution, if they are packed together, else its own: how many, which, and how many before its own.
+    # Taps of all gathers of a convolution, if they are packed together, else its own: how many, which, how many before its own.
     Py_ssize_t together, before
     Py_ssize_t *every
 
@@ -88,7 +88,7 @@ cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_s
         for v in range(z.height):
             h = lo * s.stride_h + z.top + v * (s.stride_h // z.step)
             if 0 <= h < s.Hs and c + 1 < s.C:  # planes lie pages apart: the processor does not guess the next one
-                fetch(src + (s.Hs + h) * s.Ws, s.Ws * sizeof(real), 0)
+                fetch_lines(src + (s.Hs + h) * s.Ws, s.Ws * sizeof(real))
             for p in range(z.phases):
                 left = z.left + p
                 begin = least(z.width, ceil_div(most(0, -left), s.stride_w))

@@ -18,7 +18,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task,
-    fetch, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
+    fetch_lines, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -275,7 +275,7 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
                 for m in range(n):
                     copy(x + m * pixels + r * s.cols, at + m * plane, s.cols, s.stride_w)
                     if c + m + n < s.C:  # the next tile's
-                        fetch(at + (m + n) * plane, s.cols * s.stride_w * sizeof(real), 1)
+                        fetch_lines(at + (m + n) * plane, s.cols * s.stride_w * sizeof(real))
             elif nchw:
                 point_rows(a + r * TILE_MR, at + (g * s.C + c) * plane + (row + r) % s.rows * s.stride_h * s.Ws, plane, n)
             else:

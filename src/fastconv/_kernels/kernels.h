@@ -28,13 +28,10 @@
 #define prefetch_to_write(p) ((void)0)
 #endif
 
-/* Calls for every cache line of a stretch of memory, which seldom begins with one; `low`: only into the second-level cache. */
-INLINE void fetch(const void *p, ptrdiff_t bytes, const int low) {
+/* Calls every cache line of a stretch of memory, which seldom begins with one, into the second-level cache. */
+INLINE void fetch_lines(const void *p, ptrdiff_t bytes) {
     enum { LINE = 64 };
-    for (const char *line = (const char *)p - (size_t)p % LINE; line < (const char *)p + bytes; line += LINE) {
-        if (low) prefetch_low(line);
-        else prefetch(line);
-    }
+    for (const char *line = (const char *)p - (size_t)p % LINE; line < (const char *)p + bytes; line += LINE) prefetch_low(line);
 }
 
 /* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */

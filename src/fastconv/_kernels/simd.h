@@ -235,7 +235,7 @@ static void CAT(pack_pieces)(REAL *restrict dst, ptrdiff_t row_step, const REAL 
             const REAL *from = src + p->at;
             const ptrdiff_t n = p->n;
             if (p->at >= 0 && row + 4 < rows) /* planes lie pages apart: the processor does not guess the next ones */
-                fetch(from + 4 * plane, n * step * (ptrdiff_t)sizeof(REAL), 1);
+                fetch_lines(from + 4 * plane, n * step * (ptrdiff_t)sizeof(REAL));
             if (p->at < 0) {
                 CAT(store_part)(to, CAT(splat)(0), n);
                 if (n > VL) CAT(store_part)(to + VL, CAT(splat)(0), n - VL);

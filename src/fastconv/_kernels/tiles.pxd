@@ -15,7 +15,7 @@ cdef extern from "kernels.h" nogil:
         VECTOR_BYTES
     void prefetch(void *p)
     void prefetch_low(void *p)
-    void fetch(void *p, Py_ssize_t bytes, int low)
+    void fetch_lines(void *p, Py_ssize_t bytes)
     unsigned int begin_task()
     void end_task(unsigned int before)
     enum:

@@ -31,9 +31,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, fetch, floor_div,
-    lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height, transpose,
-    winograd_data, winograd_filter, winograd_result, write_weights,
+    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, fetch_lines,
+    floor_div, lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height,
+    transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -372,7 +372,7 @@ cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, 
     cdef Py_ssize_t i, j
     for i in range(most(0, h), least(p.H, h + rows)):
         for j in range(most(0, w), least(p.W, w + cols)):
-            fetch(pixel(p, at, g, i, j, c), (c_end - c) * sizeof(real), 1)
+            fetch_lines(pixel(p, at, g, i, j, c), (c_end - c) * sizeof(real))
 
 
 cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
@@ -663,11 +663,11 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                 continue
             if s.transposed:
                 for i in range(depth):
-                    fetch(at + (t * K + i) * row + FILTER_ROWS, VECTOR_BYTES, 1)
+                    fetch_lines(at + (t * K + i) * row + FILTER_ROWS, VECTOR_BYTES)
                 transpose(turned + t * VL, taps * VL, at + t * K * row, row, depth, n)
                 continue
             for i in range(n):
-                fetch(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES, 1)
+                fetch_lines(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES)
                 copy_padded(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth)
     for i in range(n):
         if s.S == 1:
