@@ -369,10 +369,12 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
 cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
                               Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
     """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j = most(0, w), end = least(p.W, w + cols), some = end - j if p.col == c_end - c else 1
     for i in range(most(0, h), least(p.H, h + rows)):
-        for j in range(most(0, w), least(p.W, w + cols)):
-            fetch_lines(pixel(p, at, g, i, j, c), (c_end - c) * sizeof(real))
+        j = most(0, w)
+        while j < end:  # a row of them at once, if they lie side by side
+            fetch_lines(pixel(p, at, g, i, j, c), some * (c_end - c) * sizeof(real))
+            j += some
 
 
 cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
