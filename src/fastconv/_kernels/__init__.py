@@ -13,12 +13,13 @@ def _load_openmp() -> ModuleType:
     """The module whose loading brings GNU's OpenMP runtime, which reads its settings at that moment.
 
     Its threads wait for one another by spinning, for milliseconds. Where somebody else's thread holds a core, the one that
-    spins keeps its own from the one that is waited for: so they give their core back after a tenth of a millisecond, unless
-    the user has said how they are to wait.
+    spins keeps its own from the one that is waited for: so they give their core back after a quarter of a millisecond, unless
+    the user has said how they are to wait. It must be longer than a virtual machine takes to wake a thread: else two threads
+    that have once fallen asleep send each other to sleep for ever, and a call of 50 microseconds takes 500.
     """
     given = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
     if not given:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     try:
         return importlib.import_module("fastconv._kernels.cpu")
     finally:
