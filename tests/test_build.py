@@ -49,7 +49,7 @@ def test_every_level_of_this_architecture_was_built():
 
 
 def test_every_level_has_every_module():
-    assert {"conv", "optim", "pool", "winograd"} <= set(MODULES)
+    assert {"conv", "optim", "pool", "tile", "winograd"} <= set(MODULES)
     for level in BUILT:
         assert sorted(f.name.partition(".")[0] for f in binaries(KERNELS / level)) == MODULES
         for name in MODULES:
@@ -103,7 +103,7 @@ def test_no_level_has_instructions_above_it(listing, name):
     assert "zmm" in found["avx512"]
 
 
-@pytest.mark.parametrize("name", ["conv", "grad_w", "winograd", "depthwise"])
+@pytest.mark.parametrize("name", ["tile", "winograd", "depthwise"])
 def test_products_are_fused_and_as_wide_as_the_level(listing, name):
     """The inner loops are multiply-adds over whole vectors: many of them, in both types."""
     for level, register in (("avx2", "ymm"), ("avx512", "zmm")) if X86 else ():
@@ -138,9 +138,9 @@ def test_no_binary_switches_denormals_off_when_loaded(listing):
 
 # ---------------------------------------------------------------- the package
 def test_binaries_are_stripped_and_small():
-    """The wheel holds them compressed; uncompressed they stay below 10 MB. Debug sections would be far more."""
+    """The wheel holds them compressed; uncompressed they stay below 7 MB. Debug sections would be far more."""
     paths = [f for folder in (KERNELS, *(KERNELS / level for level in BUILT)) for f in binaries(folder)]
-    assert sum(f.stat().st_size for f in paths) < 10e6
+    assert sum(f.stat().st_size for f in paths) < 7e6
     for path in paths:
         content = path.read_bytes()
         assert b".debug_info" not in content, path
@@ -157,6 +157,7 @@ def test_kernels_export_only_their_module():
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 symbols = {line.split()[-1] for line in done.stdout.splitlines()}
                 assert f"PyInit_{name}" in symbols
+                symbols.remove(f"PyInit_{name}")
                 assert not [s for s in symbols if "tile" in s or "winograd_" in s or "transpose" in s]
 
 

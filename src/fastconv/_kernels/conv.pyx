@@ -25,15 +25,18 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy,
-    data, end_task, fetch_lines, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread, take,
-    tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
+    data, end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, pack_pieces, point_rows, prefetch, real, spread,
+    take, tile_and_keep, tile_by_rows, tile_by_table, tile_height, tile_of_few, transpose,
 )
 
 import numpy as np
 
 from fastconv._kernels import memory
 
+from . import tile
+
 cnp.import_array()
+find_tiles(tile.addresses)
 
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used

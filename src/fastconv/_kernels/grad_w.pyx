@@ -17,13 +17,17 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile, end_task,
-    fetch_lines, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height, transpose, write_weights,
+    DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile,
+    end_task, fetch_lines, find_tiles, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height,
+    transpose, write_weights,
 )
 
 from fastconv._kernels import memory
 
+from . import tile
+
 cnp.import_array()
+find_tiles(tile.addresses)
 
 cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over

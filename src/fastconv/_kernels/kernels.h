@@ -171,4 +171,13 @@ typedef struct {
 #undef REAL
 #undef SUFFIX
 #undef LANES
+
+typedef struct {
+    const tiles_f32 *f32;
+    const tiles_f64 *f64;
+} tile_addresses;
+static inline void set_tiles(const tile_addresses *at) {
+    the_tiles_f32 = at->f32;
+    the_tiles_f64 = at->f64;
+}
 #endif

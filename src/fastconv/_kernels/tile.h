@@ -9,7 +9,10 @@
  * A run is a stretch of k without a jump: a tap of the window, a row of the picture. One whose a[u][0] is NULL is left out.
  *
  * A B that lies in rows of a picture may be packed by the first tile that reads it: row after row goes to `keep` as well. Or its
- * rows lie wherever a table says, one distance from b for each k of each run. */
+ * rows lie wherever a table says, one distance from b for each k of each run.
+ *
+ * There is a function for each height, in tile_code.h. They are large, and so the module `tile` alone compiles them: the others
+ * take their addresses from it when they are imported. */
 
 typedef struct {
     const REAL *bias;  /* NULL, or numbers that C starts from: one for each column, or for each row */
@@ -20,107 +23,36 @@ typedef struct {
     int fetch;         /* C lies far away: its lines are called for while the products run */
 } CAT(epilogue);
 
-INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrdiff_t runs, ptrdiff_t length,
-                           REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step,
-                           REAL *const *c, ptrdiff_t cols, const CAT(epilogue) * e, REAL *keep, const ptrdiff_t *table) {
-    VEC acc[MR][2];
-    const ptrdiff_t last = cols - (nv - 1) * VL;
-    UNROLL for (int m = 0; m < rows; m++) {
-        UNROLL for (int v = 0; v < nv; v++) {
-            if (e->accumulate) acc[m][v] = v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last);
-            else if (!e->bias) acc[m][v] = CAT(splat)(0);
-            else acc[m][v] = e->bias_by_row ? CAT(splat)(e->bias[m]) : CAT(load)(e->bias + v * VL);
-        }
-    }
-    if (e->fetch) {
-        UNROLL for (int m = 0; m < rows; m++) {
-            UNROLL for (int v = 0; v < nv; v++) prefetch_to_write(c[m] + v * VL);
-        }
-    }
-    for (ptrdiff_t u = 0; u < runs; u++) {
-        const REAL *row[MR];
-        const ptrdiff_t n = by_rows && !keep && !table && !a[0] ? 0 : length;
-        UNROLL for (int m = 0; m < rows; m++) row[m] = by_rows ? a[m] : a[0] + m;
-        a += by_rows ? MR : 1;
-        PRAGMA_UNROLL_K
-        for (ptrdiff_t k = 0; k < n; k++) {
-            VEC bk[2];
-            const REAL *at = table ? b + *table++ : b;
-            UNROLL for (int v = 0; v < nv; v++)
-                bk[v] = v == nv - 1 && (nv == 1 || !by_rows) && !table ? CAT(load_b)(at + v * VL, last) : CAT(load)(at + v * VL);
-            if (keep) { /* the next panel's part of this row is far away, too */
-                UNROLL for (int v = 0; v < nv; v++) {
-                    CAT(store)(keep + v * VL, bk[v]);
-                    prefetch(b + (nv + v + 1) * VL - 1);
-                }
-                keep += NR;
-            }
-            UNROLL for (int m = 0; m < rows; m++) {
-                const VEC am = CAT(splat)(by_rows ? row[m][k] : row[0][k * a_step + m]);
-                UNROLL for (int v = 0; v < nv; v++) acc[m][v] = CAT(fma)(am, bk[v], acc[m][v]);
-            }
-            b += b_step;
-        }
-        b += (length - n) * b_step;
-    }
-    UNROLL for (int m = 0; m < rows; m++) {
-        UNROLL for (int v = 0; v < nv; v++) {
-            if (e->relu) acc[m][v] = CAT(relu)(acc[m][v]);
-            if (e->stream) CAT(stream)(c[m] + v * VL, acc[m][v]);
-            else if (v < nv - 1) CAT(store)(c[m] + v * VL, acc[m][v]);
-            else CAT(store_part)(c[m] + v * VL, acc[m][v], last);
-        }
-    }
-}
-
 #define TILE_ARGUMENTS \
     ptrdiff_t runs, ptrdiff_t length, REAL *const *a, ptrdiff_t a_step, const REAL *b, ptrdiff_t b_step, \
     REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e
-#define TILE_VALUES runs, length, a, a_step, b, b_step, c, cols, e
-#define DEFINE_TILE(m) \
-    static void CAT(tile_rows1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 1, TILE_VALUES, 0, 0); } \
-    static void CAT(tile_rows2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 1, TILE_VALUES, 0, 0); } \
-    static void CAT(tile_cols1_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 1, 0, TILE_VALUES, 0, 0); } \
-    static void CAT(tile_cols2_##m)(TILE_ARGUMENTS) { CAT(tile_body)(m, 2, 0, TILE_VALUES, 0, 0); }
-EACH_MR(DEFINE_TILE)
-#define DEFINE_KEEPING_TILE(m) \
-    static void CAT(tile_keep_##m)(TILE_ARGUMENTS, REAL *keep) { CAT(tile_body)(m, 2, 1, TILE_VALUES, keep, 0); }
-EACH_MR(DEFINE_KEEPING_TILE)
-#define DEFINE_TABLE_TILE(m) \
-    static void CAT(tile_table1_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { CAT(tile_body)(m, 1, 1, TILE_VALUES, 0, table); } \
-    static void CAT(tile_table2_##m)(TILE_ARGUMENTS, const ptrdiff_t *table) { CAT(tile_body)(m, 2, 1, TILE_VALUES, 0, table); }
-EACH_MR(DEFINE_TABLE_TILE)
-
 typedef void (*CAT(tile_function))(TILE_ARGUMENTS);
-#define LIST_ROWS1(m) CAT(tile_rows1_##m),
-#define LIST_ROWS2(m) CAT(tile_rows2_##m),
-#define LIST_COLS1(m) CAT(tile_cols1_##m),
-#define LIST_COLS2(m) CAT(tile_cols2_##m),
-static const CAT(tile_function) CAT(row_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_ROWS1)}, {0, EACH_MR(LIST_ROWS2)}};
-static const CAT(tile_function) CAT(column_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_COLS1)}, {0, EACH_MR(LIST_COLS2)}};
 typedef void (*CAT(keeping_tile_function))(TILE_ARGUMENTS, REAL *keep);
-#define LIST_KEEPING(m) CAT(tile_keep_##m),
-static const CAT(keeping_tile_function) CAT(keeping_tiles)[MR + 1] = {0, EACH_MR(LIST_KEEPING)};
 typedef void (*CAT(table_tile_function))(TILE_ARGUMENTS, const ptrdiff_t *table);
-#define LIST_TABLE1(m) CAT(tile_table1_##m),
-#define LIST_TABLE2(m) CAT(tile_table2_##m),
-static const CAT(table_tile_function) CAT(table_tiles)[2][MR + 1] = {{0, EACH_MR(LIST_TABLE1)}, {0, EACH_MR(LIST_TABLE2)}};
+
+/* By the vectors in a row of B, less one, and by the rows of C. */
+typedef struct {
+    CAT(tile_function) by_rows[2][MR + 1], by_columns[2][MR + 1];
+    CAT(table_tile_function) by_table[2][MR + 1];
+    CAT(keeping_tile_function) and_keep[MR + 1];
+} CAT(tiles);
+static const CAT(tiles) *CAT(the_tiles);
 
 static inline void CAT(tile_by_rows)(ptrdiff_t rows, TILE_ARGUMENTS) {
-    CAT(row_tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+    CAT(the_tiles)->by_rows[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
 static inline void CAT(tile_by_columns)(ptrdiff_t rows, TILE_ARGUMENTS) {
-    CAT(column_tiles)[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
+    CAT(the_tiles)->by_columns[cols > VL][rows](runs, length, a, a_step, b, b_step, c, cols, e);
 }
 /* NR columns by rows; B is packed as well: keep[k * NR + j] = B[k][j]. */
 static inline void CAT(tile_and_keep)(ptrdiff_t rows, ptrdiff_t length, REAL *const *a, const REAL *b, ptrdiff_t b_step,
                                       REAL *const *c, const CAT(epilogue) *e, REAL *keep) {
-    CAT(keeping_tiles)[rows](1, length, a, 1, b, b_step, c, NR, e, keep);
+    CAT(the_tiles)->and_keep[rows](1, length, a, 1, b, b_step, c, NR, e, keep);
 }
 /* Row k of B, counted over the runs, lies at b + table[k]; whole vectors of it are read. */
 static inline void CAT(tile_by_table)(ptrdiff_t rows, ptrdiff_t runs, ptrdiff_t length, REAL *const *a, const REAL *b,
                                       const ptrdiff_t *table, REAL *const *c, ptrdiff_t cols, const CAT(epilogue) *e) {
-    CAT(table_tiles)[cols > VL][rows](runs, length, a, 1, b, 0, c, cols, e, table);
+    CAT(the_tiles)->by_table[cols > VL][rows](runs, length, a, 1, b, 0, c, cols, e, table);
 }
 
 /* a[m] = base + m * step for m < n <= MR. */
@@ -131,18 +63,6 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
         for (ptrdiff_t m = 0; m < n; m++) a[m] = base + m * step;
     }
 }
-#undef TILE_ARGUMENTS
-#undef TILE_VALUES
-#undef DEFINE_TILE
-#undef DEFINE_KEEPING_TILE
-#undef LIST_ROWS1
-#undef LIST_ROWS2
-#undef LIST_COLS1
-#undef LIST_COLS2
-#undef LIST_KEEPING
-#undef DEFINE_TABLE_TILE
-#undef LIST_TABLE1
-#undef LIST_TABLE2
 
 /* Second, for weight gradients of few channels: products of two sets of rows as they lie, vectors along the rows.
  *

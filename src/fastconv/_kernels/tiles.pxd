@@ -1,6 +1,7 @@
 """What the kernels use of C, under one name for float and for double."""
 
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer
 
 ctypedef fused real:
     float
@@ -13,6 +14,9 @@ cdef extern from "kernels.h" nogil:
         DOT_COLS
         PART_OF_B
         VECTOR_BYTES
+    ctypedef struct tile_addresses:
+        pass
+    void set_tiles(tile_addresses *at)
     void prefetch(void *p)
     void prefetch_low(void *p)
     void fetch_lines(void *p, Py_ssize_t bytes)
@@ -82,6 +86,12 @@ cdef extern from "kernels.h" nogil:
                              int top, int left, int first, int end)
     void winograd_result_f64(int nh, int mh, int nw, int mw, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
                              double *bias, int relu, int stream)
+
+
+cdef inline int find_tiles(object addresses) except -1:
+    """Take the register tiles from the module `tile` of the same level; before any other use of them."""
+    set_tiles(<tile_addresses *> PyCapsule_GetPointer(addresses, NULL))
+    return 0
 
 
 cdef struct Epilogue:

@@ -31,14 +31,17 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    Epilogue, SHARES, Share, TILE_MR, VECTOR_BYTES, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task, fetch_lines,
-    floor_div, lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns, tile_by_rows, tile_height,
-    transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
+    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns,
+    tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
 
+from . import tile
+
 cnp.import_array()
+find_tiles(tile.addresses)
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
