@@ -33,10 +33,10 @@ import numpy as np
 
 from fastconv._kernels import memory
 
-from . import tile
+from .tile import addresses
 
 cnp.import_array()
-find_tiles(tile.addresses)
+find_tiles(addresses)
 
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used

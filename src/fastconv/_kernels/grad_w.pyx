@@ -24,10 +24,10 @@ from fastconv._kernels.tiles cimport (
 
 from fastconv._kernels import memory
 
-from . import tile
+from .tile import addresses
 
 cnp.import_array()
-find_tiles(tile.addresses)
+find_tiles(addresses)
 
 cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over

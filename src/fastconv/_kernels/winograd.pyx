@@ -38,10 +38,10 @@ from fastconv._kernels.tiles cimport (
 
 from fastconv._kernels import memory
 
-from . import tile
+from .tile import addresses
 
 cnp.import_array()
-find_tiles(tile.addresses)
+find_tiles(addresses)
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
