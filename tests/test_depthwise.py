@@ -50,6 +50,11 @@ SHAPES = [
     (1, 7, 4, 3, 3, 2, ((3, 1), (4, 2)), 1, 1),
     (1, 10, 140, 2, 3, 1, 1, 1, 1),
     (1, 11, 270, 1, 3, 2, 1, 1, 1),
+    # planes of many channels that vectors along their rows would leave half empty, and such as they would not
+    (2, 10, 10, 20, 3, 1, 1, 1, 1),
+    (1, 12, 13, 18, 3, 1, 1, 1, 1),
+    (2, 19, 18, 17, 3, 2, 1, 1, 1),
+    (1, 9, 17, 33, 3, 1, ((2, 0), (0, 1)), 1, 1),
 ]
 
 

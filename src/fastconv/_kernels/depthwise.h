@@ -46,6 +46,8 @@
 #define DW_EACH_OF_GROUPS(X) X(1) X(2) X(3) X(4)
 #endif
 #define DW_WIDEST 7
+#define DW_ROWS 4 /* rows of a plane that are made at a time */
+#define DW_GRAD_ROWS 2 /* rows of dy that are read at a time */
 #define DW_KINDS 7
 
 /* The run that suits `width` neighbouring taps at this step; 0 if none does but that of single taps. */
@@ -390,25 +392,23 @@ INLINE void CAT(dw_fetch)(const REAL *p, ptrdiff_t pitch, const int rows, const 
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) prefetch_low(p + i * pitch + v * VL);
 }
 
-/* A vector of ROWS rows from (begin, o) on of what dw_plane does. */
-enum { CAT(DW_ROWS) = 4, CAT(DW_GRAD_ROWS) = 2 };
+/* A vector of DW_ROWS rows from (begin, o) on of what dw_plane does. */
 INLINE void CAT(dw_plane_block)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, const VEC *wt,
                                 const CAT(dw_columns) *columns, REAL *y, ptrdiff_t width, ptrdiff_t begin, ptrdiff_t r_end,
                                 ptrdiff_t o, VEC start, int relu) {
-    enum { ROWS = CAT(DW_ROWS) };
-    VEC acc[ROWS];
-    CAT(dw_fetch)(x + (begin + 2 * ROWS) * step * W + o * step, W, ROWS * step, step);
-    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = start;
-    UNROLL for (int i = 0; i < (ROWS - 1) * step + 3; i++) {
+    VEC acc[DW_ROWS];
+    CAT(dw_fetch)(x + (begin + 2 * DW_ROWS) * step * W + o * step, W, DW_ROWS * step, step);
+    UNROLL for (int m = 0; m < DW_ROWS; m++) acc[m] = start;
+    UNROLL for (int i = 0; i < (DW_ROWS - 1) * step + 3; i++) {
         const ptrdiff_t row = begin * step + i - top;
         if (row < 0 || row >= H) continue;
         VEC v[3];
         CAT(dw_meet)(step, x + row * W, columns, v);
-        UNROLL for (int m = 0; m < ROWS; m++)
+        UNROLL for (int m = 0; m < DW_ROWS; m++)
             if (i >= m * step && i - m * step < 3)
                 UNROLL for (int j = 0; j < 3; j++) acc[m] = CAT(fma)(wt[(i - m * step) * 3 + j], v[j], acc[m]);
     }
-    UNROLL for (int m = 0; m < ROWS; m++)
+    UNROLL for (int m = 0; m < DW_ROWS; m++)
         if (begin + m < r_end) CAT(dw_store)(y + (begin + m) * width + o, relu ? CAT(relu)(acc[m]) : acc[m], width - o);
 }
 
@@ -422,13 +422,13 @@ INLINE void CAT(dw_plane_body)(const int step, const REAL *x, ptrdiff_t H, ptrdi
     UNROLL for (int i = 0; i < 9; i++) wt[i] = CAT(splat)(w[i * w_step]);
     for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
         const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, VL);
-        for (ptrdiff_t begin = r; begin < r_end; begin += CAT(DW_ROWS))
+        for (ptrdiff_t begin = r; begin < r_end; begin += DW_ROWS)
             CAT(dw_plane_block)(step, x, H, W, top, wt, &one, y, width, begin, r_end, o, start, relu);
     }
     for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
         const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
         for (ptrdiff_t o = at; o < end; o += VL) columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, VL);
-        for (ptrdiff_t begin = r; begin < r_end; begin += CAT(DW_ROWS))
+        for (ptrdiff_t begin = r; begin < r_end; begin += DW_ROWS)
             for (ptrdiff_t o = at; o < end; o += VL)
                 CAT(dw_plane_block)(step, x, H, W, top, wt, &columns[(o - at) / VL], y, width, begin, r_end, o, start, relu);
     }
@@ -491,22 +491,21 @@ static void CAT(dw_plane_back)(const REAL *dy, ptrdiff_t H, ptrdiff_t W, ptrdiff
     else CAT(dw_plane_back_body)(0, dy, H, W, top, left, w, dx, width, r, r_end, some_rows);
 }
 
-/* acc[t][lane] += dy * x under tap t, for a vector of ROWS rows of dy from (begin, o) on. */
+/* acc[t][lane] += dy * x under tap t, for a vector of DW_GRAD_ROWS rows of dy from (begin, o) on. */
 INLINE void CAT(dw_plane_grad_block)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top,
                                      const CAT(dw_columns) *columns, const REAL *dy, ptrdiff_t height, ptrdiff_t width,
                                      ptrdiff_t begin, ptrdiff_t o, VEC *acc) {
-    enum { ROWS = CAT(DW_GRAD_ROWS) };
-    VEC g[ROWS];
-    CAT(dw_fetch)(x + (begin + 4 * ROWS) * step * W + o * step, W, ROWS * step, step);
-    CAT(dw_fetch)(dy + (begin + 4 * ROWS) * width + o, width, ROWS, 1);
-    UNROLL for (int m = 0; m < ROWS; m++)
+    VEC g[DW_GRAD_ROWS];
+    CAT(dw_fetch)(x + (begin + 4 * DW_GRAD_ROWS) * step * W + o * step, W, DW_GRAD_ROWS * step, step);
+    CAT(dw_fetch)(dy + (begin + 4 * DW_GRAD_ROWS) * width + o, width, DW_GRAD_ROWS, 1);
+    UNROLL for (int m = 0; m < DW_GRAD_ROWS; m++)
         g[m] = begin + m < height ? CAT(dw_load)(dy + (begin + m) * width + o, width - o) : CAT(splat)(0);
-    UNROLL for (int i = 0; i < (ROWS - 1) * step + 3; i++) {
+    UNROLL for (int i = 0; i < (DW_GRAD_ROWS - 1) * step + 3; i++) {
         const ptrdiff_t row = begin * step + i - top;
         if (row < 0 || row >= H) continue;
         VEC v[3];
         CAT(dw_meet)(step, x + row * W, columns, v);
-        UNROLL for (int m = 0; m < ROWS; m++)
+        UNROLL for (int m = 0; m < DW_GRAD_ROWS; m++)
             if (i >= m * step && i - m * step < 3 && (m == 0 || begin + m < height))
                 UNROLL for (int j = 0; j < 3; j++)
                     acc[(i - m * step) * 3 + j] = CAT(fma)(g[m], v[j], acc[(i - m * step) * 3 + j]);
@@ -522,14 +521,14 @@ INLINE void CAT(dw_plane_grad_body)(const int step, const REAL *x, ptrdiff_t H, 
     /* no lanes past dy's last column: zero times what is there need not be zero */
     for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
         const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
-        for (ptrdiff_t begin = 0; begin < height; begin += CAT(DW_GRAD_ROWS))
+        for (ptrdiff_t begin = 0; begin < height; begin += DW_GRAD_ROWS)
             CAT(dw_plane_grad_block)(step, x, H, W, top, &one, dy, height, width, begin, o, acc);
     }
     for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
         const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
         for (ptrdiff_t o = at; o < end; o += VL)
             columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
-        for (ptrdiff_t begin = 0; begin < height; begin += CAT(DW_GRAD_ROWS))
+        for (ptrdiff_t begin = 0; begin < height; begin += DW_GRAD_ROWS)
             for (ptrdiff_t o = at; o < end; o += VL)
                 CAT(dw_plane_grad_block)(step, x, H, W, top, &columns[(o - at) / VL], dy, height, width, begin, o, acc);
     }

@@ -4,10 +4,10 @@ Depth last, groups of 2, 4 or 8 channels with as many filters are done likewise,
 weights are q sets, of which set r has for filter k of a group what it makes of channel (k + r) % q.
 
 NHWC works on the picture as it lies, vectors over channels, row by row; pixels a power of two apart, which no first-level
-cache holds together, are copied first. NCHW with the common 3x3 window works on each plane as
-it lies, vectors along the rows. For other windows small planes are turned over, some channels at a time; large ones are staged,
-padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride deals the plane out
-to stride x stride smaller ones.
+cache holds together, are copied first. NCHW with the common 3x3 window works on each plane as it lies, vectors along the rows.
+Planes so small that vectors would be half empty are turned over, some channels at a time, and those of other windows; large ones
+of these are staged, padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride
+deals the plane out to stride x stride smaller ones.
 
 The gradient by the picture is the forward loop seen from the other side: dx is written where y was, dy read where x was, and
 with a stride S the places of dx fall into S phases, each with the taps that reach it. `Axis` holds that for one direction.
@@ -18,7 +18,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, VECTOR_BYTES, Share, aligned, begin_task, copy, data, end_task, fetch_lines, floor_div, make_shares, real, take,
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares, real, take,
     transpose,
 )
 
@@ -27,6 +27,9 @@ from fastconv._kernels import memory
 cnp.import_array()
 
 cdef extern from "depthwise.h" nogil:
+    enum:
+        DW_ROWS
+        DW_GRAD_ROWS
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     int dw_grouped(int kind)
     void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
@@ -70,6 +73,7 @@ cdef enum:
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 19  # of small planes that are turned over together, read and written: half a second-level cache
     BACK_ROWS = 16         # of dx that are made side by side, where some cache keeps it
+    TURNING = 55           # percent of the places made that planes must fill, for turning them over not to cost less
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
 ctypedef const float *cfloat
@@ -488,10 +492,19 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
 #
 # The common window works on the planes as they lie, along their rows.
 
-cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t part, Py_ssize_t itemsize) noexcept:
-    """Whether the planes are taken so: 3x3 windows at steps of 1 or 2, and rows that fill one part in `part` of a vector."""
-    return (m == 1 and h.F == v.F == 3 and h.dilation == v.dilation == 1 and h.S == v.S <= 2
-            and part * v.n_out * itemsize >= VECTOR_BYTES)
+cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t rows, Py_ssize_t channels, Py_ssize_t itemsize) noexcept:
+    """Whether the planes are taken so, `rows` at a time: 3x3 windows at steps of 1 or 2, where what is lost past the ends of rows
+    and planes costs less than to turn them over, `channels` at a time (0: that cannot be had)."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize
+    if m > 1 or h.F != 3 or v.F != 3 or h.dilation > 1 or v.dilation > 1 or h.S != v.S or h.S > 2:
+        return False
+    if channels == 0:
+        return 4 * v.n_out >= lanes
+    if VECTOR_BYTES == 16:  # without masks the ends of rows are read number by number
+        return False
+    if h.back and h.S == 2:
+        return 2 * v.n_out >= lanes
+    return 100 * h.n_out * v.n_out >= TURNING * ceil_div(h.n_out, rows) * rows * ceil_div(v.n_out, lanes) * lanes
 
 
 cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
@@ -987,7 +1000,7 @@ cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, 
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, 2 if channels else 4, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, DW_ROWS, channels, sizeof(real)):
         return planes(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, h, v, relu, threads)
     if channels:
         return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
@@ -1035,7 +1048,7 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
 cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
                     bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, 4, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, DW_GRAD_ROWS, channels, sizeof(real)):
         return planes_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, h, v, threads)
     if channels:
         return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
