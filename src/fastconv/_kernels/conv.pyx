@@ -263,6 +263,8 @@ cdef gather_nhwc(Gather self, real *src, real *w, real *bias, real *dst, bint re
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
+    for i in range(threads if s.merged else 0):
+        (<Py_ssize_t *> (space + i * z.scratch))[0] = 0  # no pixels are pointed at
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
             make_shares(shares, threads, packs)
@@ -307,7 +309,7 @@ cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real
     cdef Py_ssize_t lo = at // z.per_row * z.per_image + at % z.per_row * z.chunk
     pixel_task(s, src, b + g * z.panels * z.panel_size, z.step, biases + g * z.panels * NR if biases != NULL else NULL, dst, relu,
                g, lo, least(lo + z.chunk, (at // z.per_row + 1) * z.per_image), z.panels * cut // z.cuts,
-               z.panels * (cut + 1) // z.cuts, scratch)
+               z.panels * (cut + 1) // z.cuts, z.chunk, scratch)
 
 
 cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, real *bias, real *dst, bint relu, Py_ssize_t g,
@@ -438,7 +440,7 @@ cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:
 
 cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, real *like) noexcept nogil:
     cdef Py_ssize_t itemsize = sizeof(real), blocks = ceil_div(chunk, pixels_a_tile(s, like)), runs = s.T // most(1, s.merged)
-    return aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
+    return aligned(sizeof(Py_ssize_t)) + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
         strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) * s.C * s.groups * itemsize if s.merged else s.C * itemsize)
 
 
@@ -450,19 +452,31 @@ cdef Py_ssize_t strip_width(Shape *s) noexcept nogil:
     return (s.cols - 1) * s.stride_w + s.merged
 
 
+cdef inline Py_ssize_t first_of(Shape *s, Py_ssize_t pixels, Py_ssize_t blocks, Py_ssize_t i) noexcept nogil:
+    """The first pixel of block i: evenly many each, but of a strip as many as can be, for its pointers serve shorter ones as well."""
+    return least(pixels, i * TILE_MR) if s.merged else pixels * i // blocks
+
+
 cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
-                     Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, char *scratch) noexcept nogil:
-    """Pixels lo to hi of the grid, counted over the batch, of the filters in some panels of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, rows
+                     Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
+                     char *scratch) noexcept nogil:
+    """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, rows, begin = 0
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
-    cdef real **a = <real **> scratch
-    cdef real **c = a + blocks * runs * TILE_MR
-    cdef real **target = c + blocks * TILE_MR
-    cdef real *rest = <real *> (scratch + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
+    cdef Py_ssize_t *pointed = <Py_ssize_t *> scratch  # pixels of a strip that the thread's pointers know
+    cdef real **a = <real **> (scratch + aligned(sizeof(Py_ssize_t)))
+    cdef Py_ssize_t room = ceil_div(chunk, pixels_a_tile(s, src))  # blocks of a chunk
+    cdef real **c = a + room * runs * TILE_MR
+    cdef real **target = c + room * TILE_MR
+    cdef real *rest = <real *> (<char *> a + aligned((room * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
     cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream, s.fetch)
     cdef unsigned int before = begin_task()
     if s.merged:
-        point_at_strip(s, src, dst, g, lo, hi, a, c, rest)
+        copy_strip(s, src, lo, hi, rest)
+        if pointed[0] < hi - lo:
+            point_at_strip(s, dst, hi - lo, a, c, rest)
+            pointed[0] = hi - lo
+        begin = (lo // (s.rows * s.cols) * s.Hd + lo // s.cols % s.rows * s.step_h) * s.Wd * s.K
     else:
         memset(rest, 0, s.C * sizeof(real))
         point_at_pixels(s, src, dst, g, lo, hi, a, c, rest)
@@ -472,10 +486,10 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
         if bias != NULL:
             e.bias = bias + panel * NR
         for i in range(blocks):
-            first = (hi - lo) * i // blocks
-            rows = (hi - lo) * (i + 1) // blocks - first
+            first = first_of(s, hi - lo, blocks, i)
+            rows = first_of(s, hi - lo, blocks, i + 1) - first
             for m in range(rows):
-                target[m] = c[i * TILE_MR + m] + panel * NR
+                target[m] = c[i * TILE_MR + m] + begin + panel * NR
             if s.ahead and panel == panel_end - 1:
                 fetch_pixels(s, src, g, hi + first, rows)
             if few(s, src):
@@ -563,34 +577,38 @@ cdef inline void point_at_stretch(Shape *s, real *picture, Py_ssize_t i, Py_ssiz
         a += TILE_MR
 
 
-cdef void point_at_strip(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,
-                         real *strip) noexcept nogil:
-    """The same for whole rows of the grid of one picture, read from a padded copy, a run for each row of the window."""
-    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), runs = s.T // s.merged, depth = s.groups * s.C
-    cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, i = 0, j = 0, q = lo, r, t, m, block, end, some
-    cdef Py_ssize_t height = strip_rows(s, (hi - lo) // s.cols), width = strip_width(s), h, before, inside
-    cdef real *at
+cdef void copy_strip(Shape *s, real *src, Py_ssize_t lo, Py_ssize_t hi, real *strip) noexcept nogil:
+    """A padded copy of the rows under whole rows of the grid of one picture, pixels lo to hi, counted over the batch."""
+    cdef Py_ssize_t n = lo // (s.rows * s.cols), first = lo // s.cols % s.rows, depth = s.groups * s.C, r, h, before, inside
+    cdef Py_ssize_t width = strip_width(s)
     before = least(most(0, -s.dw[0]), width)
     inside = most(0, least(width, s.Ws - s.dw[0]) - before)
-    for r in range(height):
+    for r in range(strip_rows(s, (hi - lo) // s.cols)):
         h = first * s.stride_h + s.dh[0] + r
         if 0 <= h < s.Hs and inside:
-            memset(strip + r * width * depth, 0, before * depth * sizeof(real))
-            copy(strip + (r * width + before) * depth, src + ((n * s.Hs + h) * s.Ws + before + s.dw[0]) * depth, inside * depth, 1)
-            memset(strip + (r * width + before + inside) * depth, 0, (width - before - inside) * depth * sizeof(real))
+            memset(strip, 0, before * depth * sizeof(real))
+            copy(strip + before * depth, src + ((n * s.Hs + h) * s.Ws + before + s.dw[0]) * depth, inside * depth, 1)
+            memset(strip + (before + inside) * depth, 0, (width - before - inside) * depth * sizeof(real))
         else:
-            memset(strip + r * width * depth, 0, width * depth * sizeof(real))
-    r = (s.dh[s.T - 1] - s.dh[0]) // most(1, runs - 1) * width * depth  # from a run to the next
+            memset(strip, 0, width * depth * sizeof(real))
+        strip += width * depth
+
+
+cdef void point_at_strip(Shape *s, real *dst, Py_ssize_t pixels, real **a, real **c, real *strip) noexcept nogil:
+    """The pointers of `point_at_pixels` for the first pixels of the grid, whole rows, with a run for each row of the window."""
+    cdef Py_ssize_t blocks = ceil_div(pixels, TILE_MR), runs = s.T // s.merged, depth = s.groups * s.C, width = strip_width(s)
+    cdef Py_ssize_t next_run = (s.dh[s.T - 1] - s.dh[0]) // most(1, runs - 1) * width * depth
+    cdef Py_ssize_t i = 0, j = 0, q = 0, t, m, block, end, some
+    cdef real *at
     for block in range(blocks):
-        end = lo + (hi - lo) * (block + 1) // blocks
+        end = first_of(s, pixels, blocks, block + 1)
         m = 0
         while q < end:
             some = least(end - q, s.cols - j)
             at = strip + (i * s.stride_h * width + j * s.stride_w) * depth
             for t in range(runs):
-                point_rows(a + t * TILE_MR + m, at + t * r, s.stride_w * depth, some)
-            point_rows(c + m, dst + ((n * s.Hd + s.origin_h + (first + i) * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.K,
-                       s.step_w * s.K, some)
+                point_rows(a + t * TILE_MR + m, at + t * next_run, s.stride_w * depth, some)
+            point_rows(c + m, dst + ((s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w) * s.K, s.step_w * s.K, some)
             q, m, j = q + some, m + some, j + some
             if j == s.cols:
                 i, j = i + 1, 0
