@@ -95,8 +95,10 @@ cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_s
                 end = most(begin, least(z.width, ceil_div(most(0, s.Ws - left), s.stride_w)))
                 if not 0 <= h < s.Hs:
                     begin = end = z.width
-                memset(to, 0, begin * sizeof(real))
+                if begin > 0:  # a call costs as much as a short copy
+                    memset(to, 0, begin * sizeof(real))
                 copy(to + begin, src + h * s.Ws + left + begin * s.stride_w, end - begin, s.stride_w)
-                memset(to + end, 0, (z.width - end) * sizeof(real))
+                if end < z.width:
+                    memset(to + end, 0, (z.width - end) * sizeof(real))
                 to += z.width
         src += s.Hs * s.Ws
