@@ -60,6 +60,8 @@ cdef inline real ratio(real x, real y) noexcept nogil:
 
 
 # ---- the algorithms: g is scale times the gradient, plus the coupled decay --------------------------------------
+# All is read before anything is written: a load waits for a store just before it if their addresses agree in the low 12 bits,
+# as those of arrays that begin with a page do.
 
 cdef void sgd(real *theta, const real *g, Py_ssize_t n, const Scalars *c) noexcept nogil:
     """theta <- theta - lr g"""
@@ -71,71 +73,78 @@ cdef void sgd(real *theta, const real *g, Py_ssize_t n, const Scalars *c) noexce
 
 cdef void momentum(real *theta, const real *g, real *v, Py_ssize_t n, const Scalars *c) noexcept nogil:
     """v <- a v - lr g;  theta <- theta + v"""
-    cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, a = <real> c.a
+    cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, a = <real> c.a, at, vi
     cdef Py_ssize_t i
     for i in range(n):
-        v[i] = a * v[i] - lr * (scale * g[i] + decay * theta[i])
-        theta[i] += v[i]
+        at = theta[i]
+        vi = a * v[i] - lr * (scale * g[i] + decay * at)
+        v[i], theta[i] = vi, at + vi
 
 
 cdef void nesterov(real *theta, const real *g, real *v, Py_ssize_t n, const Scalars *c) noexcept nogil:
     """v <- a v - lr g;  theta + a v (the old v) becomes theta + v + a v (the new): it grows by a v - lr g"""
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, a = <real> c.a
-    cdef real step
+    cdef real at, vi, step
     cdef Py_ssize_t i
     for i in range(n):
-        step = lr * (scale * g[i] + decay * theta[i])
-        v[i] = a * v[i] - step
-        theta[i] += a * v[i] - step
+        at = theta[i]
+        step = lr * (scale * g[i] + decay * at)
+        vi = a * v[i] - step
+        v[i], theta[i] = vi, at + (a * vi - step)
 
 
 cdef void adagrad(real *theta, const real *g, real *r, Py_ssize_t n, const Scalars *c) noexcept nogil:
     """r <- r + g^2;  theta <- theta - lr g/(eps + sqrt(r))"""
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, eps = <real> c.eps
-    cdef real gi
+    cdef real at, gi, ri
     cdef Py_ssize_t i
     for i in range(n):
-        gi = scale * g[i] + decay * theta[i]
-        r[i] += gi * gi
-        theta[i] -= lr * ratio(gi, eps + root(r[i]))
+        at = theta[i]
+        gi = scale * g[i] + decay * at
+        ri = r[i] + gi * gi
+        r[i], theta[i] = ri, at - lr * ratio(gi, eps + root(ri))
 
 
 cdef void rmsprop(real *theta, const real *g, real *r, Py_ssize_t n, const Scalars *c) noexcept nogil:
     """r <- rho r + (1 - rho) g^2;  theta <- theta - lr g/(sqrt(r) + eps)"""
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, eps = <real> c.eps
-    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), gi
+    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), at, gi, ri
     cdef Py_ssize_t i
     for i in range(n):
-        gi = scale * g[i] + decay * theta[i]
-        r[i] = rho * r[i] + rest * (gi * gi)
-        theta[i] -= lr * ratio(gi, root(r[i]) + eps)
+        at = theta[i]
+        gi = scale * g[i] + decay * at
+        ri = rho * r[i] + rest * (gi * gi)
+        r[i], theta[i] = ri, at - lr * ratio(gi, root(ri) + eps)
 
 
 cdef void rmsprop_momentum(real *theta, const real *g, real *r, real *v, Py_ssize_t n,
                            const Scalars *c) noexcept nogil:
     """r <- rho r + (1 - rho) g^2;  v <- a v - lr g/(sqrt(r) + eps);  theta <- theta + v"""
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, eps = <real> c.eps
-    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), a = <real> c.a, gi
+    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), a = <real> c.a, at, gi, ri, vi
     cdef Py_ssize_t i
     for i in range(n):
-        gi = scale * g[i] + decay * theta[i]
-        r[i] = rho * r[i] + rest * (gi * gi)
-        v[i] = a * v[i] - lr * ratio(gi, root(r[i]) + eps)
-        theta[i] += v[i]
+        at = theta[i]
+        gi = scale * g[i] + decay * at
+        ri = rho * r[i] + rest * (gi * gi)
+        vi = a * v[i] - lr * ratio(gi, root(ri) + eps)
+        r[i], v[i], theta[i] = ri, vi, at + vi
 
 
 cdef void rmsprop_nesterov(real *theta, const real *g, real *r, real *v, Py_ssize_t n,
                            const Scalars *c) noexcept nogil:
     """As above, with theta + a v in the place of theta."""
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, eps = <real> c.eps
-    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), a = <real> c.a, gi, step
+    cdef real rho = <real> c.rho, rest = <real> (1 - c.rho), a = <real> c.a
+    cdef real at, gi, ri, vi, step
     cdef Py_ssize_t i
     for i in range(n):
-        gi = scale * g[i] + decay * theta[i]
-        r[i] = rho * r[i] + rest * (gi * gi)
-        step = lr * ratio(gi, root(r[i]) + eps)
-        v[i] = a * v[i] - step
-        theta[i] += a * v[i] - step
+        at = theta[i]
+        gi = scale * g[i] + decay * at
+        ri = rho * r[i] + rest * (gi * gi)
+        step = lr * ratio(gi, root(ri) + eps)
+        vi = a * v[i] - step
+        r[i], v[i], theta[i] = ri, vi, at + (a * vi - step)
 
 
 cdef void adam(real *theta, const real *g, real *s, real *r, Py_ssize_t n, const Scalars *c) noexcept nogil:
@@ -146,13 +155,14 @@ cdef void adam(real *theta, const real *g, real *s, real *r, Py_ssize_t n, const
     """
     cdef real lr = <real> c.lr, scale = <real> c.scale, decay = <real> c.decay, eps = <real> c.eps
     cdef real b1 = <real> c.b1, b2 = <real> c.b2, rest1 = <real> (1 - c.b1), rest2 = <real> (1 - c.b2)
-    cdef real shrink = <real> c.shrink, gi
+    cdef real shrink = <real> c.shrink, at, gi, si, ri
     cdef Py_ssize_t i
     for i in range(n):
-        gi = scale * g[i] + decay * theta[i]
-        s[i] = b1 * s[i] + rest1 * gi
-        r[i] = b2 * r[i] + rest2 * (gi * gi)
-        theta[i] -= shrink * theta[i] + lr * ratio(s[i], root(r[i]) + eps)
+        at = theta[i]
+        gi = scale * g[i] + decay * at
+        si = b1 * s[i] + rest1 * gi
+        ri = b2 * r[i] + rest2 * (gi * gi)
+        s[i], r[i], theta[i] = si, ri, at - (shrink * at + lr * ratio(si, root(ri) + eps))
 
 
 cdef void solution(real *theta, const real *v, Py_ssize_t n, const Scalars *c) noexcept nogil:
