@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
 KERNELS = Path("src/fastconv/_kernels")
-NAMES = ["tile", "conv", "grad_w", "winograd", "depthwise", "pool", "optim", "maps"]
+NAMES = ["tile", "conv", "planes", "columns", "grad_w", "winograd", "depthwise", "pool", "optim", "maps"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 MSVC = sys.platform == "win32"
 BASELINE = "neon" if platform.machine().lower() in ("aarch64", "arm64") else "baseline"

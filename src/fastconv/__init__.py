@@ -5,8 +5,8 @@ The map, from the bottom up; each file imports only from those before it.
     checks.py      every error is made here            geometry.py   the lecture's (W1 - F + 2P)/S + 1
     reference.py   every operation in plain NumPy, as its definition and the tests' oracle
     _kernels/      the compiled loops, once for each set of instructions (private)
-                   conv.pyx direct and im2col, grad_w.pyx, winograd.pyx, depthwise.pyx, pool.pyx, maps.pyx, optim.pyx, over
-                   the register tiles, tile.h, which tile.pyx compiles for all
+                   conv.pyx (depth last) and planes.pyx (depth first), grad_w.pyx, winograd.pyx, depthwise.pyx, columns.pyx
+                   (im2col), pool.pyx, maps.pyx, optim.pyx; tile.pyx compiles the register tiles, tile.h, for all
     runtime.py     threads, instruction sets            planning.py   which method a call takes, and `explain`
     ops.py         conv2d, its gradients and kin        pooling.py    max_pool2d, avg_pool2d and their gradients
     schedules.py, optim.py, losses.py                   base.py       what every layer has

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import _kernels, checks, geometry, runtime
+from fastconv import checks, geometry, runtime
 from fastconv._kernels import memory
 from fastconv.geometry import Padding, Size
-from fastconv.planning import DIRECTIONS, Plan, Problem, forward_gather, plan
+from fastconv.planning import DIRECTIONS, Plan, Problem, columns, plan
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -474,10 +474,10 @@ def explain(
     return dataclasses.replace(how, copies=copies)
 
 
-def _cols_gather(
+def _columns(
     where: str, x_shape: Shape, F: Size, S: Size, P: Padding, dilation: Size, layout: str, dtype: np.dtype
 ) -> tuple[Any, Shape, Shape]:
-    """The gather of im2col, the shape of its result as the kernel writes it, and that of the matrix."""
+    """What im2col walks over, the shape of its result as the kernel writes it, and that of the matrix."""
     checks.choice(where, "layout", layout, LAYOUTS)
     N, H1, W1, D1 = _volume(x_shape, layout)
     window = geometry.window(where, H1, W1, F, S, P, dilation)
@@ -485,7 +485,7 @@ def _cols_gather(
     problem = Problem("im2col", N, H1, W1, D1, 1, window, 1, layout == "NCHW", dtype.char)
     taps = math.prod(window.F)
     written = (N, *window.size, taps * D1) if layout == "NHWC" else (N, D1 * taps, *window.size)
-    return forward_gather(problem, every=True), written, (N * math.prod(window.size), taps * D1)
+    return columns(problem), written, (N * math.prod(window.size), taps * D1)
 
 
 def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1, layout: str = "NHWC") -> Array:
@@ -519,10 +519,10 @@ def im2col(x: Array, F: Size, *, S: Size = 1, P: Padding = 0, dilation: Size = 1
            [4, 5, 7, 8]])
     """
     checks.array("im2col", "x", x, 4)
-    gather, written, shape = _cols_gather("im2col", x.shape, F, S, P, dilation, layout, x.dtype)
+    walk, written, shape = _columns("im2col", x.shape, F, S, P, dilation, layout, x.dtype)
     cols = memory.empty(written, x.dtype)
     if cols.size:
-        _kernels.kernel("conv").im2col(gather, _dense(x), cols, runtime.get_num_threads())
+        walk.im2col(_dense(x), cols, runtime.get_num_threads())
     return cols.reshape(shape) if layout == "NHWC" else cols.transpose(0, 2, 3, 1).reshape(shape)
 
 
@@ -558,7 +558,7 @@ def col2im(
     """
     checks.array("col2im", "cols", cols, 2)
     x_shape = _given_shape("col2im", "x_shape", x_shape)
-    gather, written, shape = _cols_gather("col2im", x_shape, F, S, P, dilation, layout, cols.dtype)
+    walk, written, shape = _columns("col2im", x_shape, F, S, P, dilation, layout, cols.dtype)
     checks.shape("col2im", "cols", cols, shape, "is not the shape of im2col's result")
     x = memory.empty(x_shape, cols.dtype)
     if not cols.size:
@@ -567,5 +567,5 @@ def col2im(
     if layout == "NCHW":
         N, depth, H2, W2 = written
         cols = cols.reshape(N, H2, W2, depth).transpose(0, 3, 1, 2)
-    _kernels.kernel("conv").col2im(gather, _dense(cols), x, None, runtime.get_num_threads())
+    walk.col2im(_dense(cols), x, None, runtime.get_num_threads())
     return x

@@ -76,7 +76,7 @@ class Problem(NamedTuple):
         return w.F == (1, 1) and w.S == (1, 1) and w.pads == ((0, 0), (0, 0))
 
 
-# ---------------------------------------------------------------- gathers: see _kernels/conv.pyx and grad_w.pyx
+# ---------------------------------------------------------------- gathers: see _kernels/conv.pyx, planes.pyx and grad_w.pyx
 def _met(offset: int, step: int, n_out: int, n_in: int) -> bool:
     """Whether any place i < n_out meets, at i * step + offset, one of n_in; in a small picture some taps see only padding."""
     first = max(0, -(offset // step))
@@ -118,13 +118,18 @@ def _forward(p: Problem, every: bool) -> tuple[tuple[int, ...], tuple[int, ...],
     return (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw
 
 
-def forward_gather(p: Problem, every: bool = False) -> Any:
-    """The gather of a forward convolution, with `every` tap as im2col wants them, or with those that meet the picture; few
-    channels are then read a window row at a time."""
-    sizes, grid, taps, window = _forward(p, every)
-    few = not every and not p.nchw and _read_by_rows(p) and taps.shape[1] == window
-    merged = p.window.F[1] if few else 0
-    return _kernels.kernel("conv").Gather(sizes, grid, taps, window, merged, p.nchw, p.filters_first, False)
+def columns(p: Problem) -> Any:
+    """What im2col and col2im walk over."""
+    return _kernels.kernel("columns").Columns(*_forward(p, True), p.nchw)
+
+
+def _forward_gather(p: Problem) -> Any:
+    """The gather of a forward convolution; few channels side by side are read a window row at a time."""
+    sizes, grid, taps, window = _forward(p, False)
+    if p.nchw:
+        return _kernels.kernel("planes").Gather(sizes, grid, taps, window, False)
+    merged = p.window.F[1] if _read_by_rows(p) and taps.shape[1] == window else 0
+    return _kernels.kernel("conv").Gather(sizes, grid, taps, window, merged, p.filters_first, False)
 
 
 def _phases(p: Problem, axis: int) -> dict[int, list[Pair]]:
@@ -139,7 +144,7 @@ def _phases(p: Problem, axis: int) -> dict[int, list[Pair]]:
     return phases
 
 
-def gradient_gathers(p: Problem) -> list[Any]:
+def _gradient_gathers(p: Problem) -> list[Any]:
     """The gathers of grad_x: x pixel i*S + phase gets, from each tap r that meets it, dy pixel i + (phase + P - r*dilation)/S.
 
     If there are phases that no tap meets, a gather without taps comes first: it fills dx with the bias or with zeros.
@@ -150,7 +155,9 @@ def gradient_gathers(p: Problem) -> list[Any]:
     def gather(grid: tuple[int, ...], taps: list[tuple[int, int, int]]) -> Any:
         table = np.array(taps, np.intp).reshape(-1, 3).T.copy()
         sizes = (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target)
-        return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.nchw, p.filters_first, True)
+        if p.nchw:
+            return _kernels.kernel("planes").Gather(sizes, grid, table, Fh * Fw, True)
+        return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.filters_first, True)
 
     gathers = []
     if len(vertical) * len(horizontal) < min(Sh, target[0]) * min(Sw, target[1]):
@@ -341,7 +348,8 @@ def _direct(p: Problem) -> Job:
     if p.direction == "grad_w":
         return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
     depth, p = p.D1, _folded(p)
-    gathers = _kernels.kernel("conv").Gathers([forward_gather(p)] if p.direction == "fwd" else gradient_gathers(p))
+    kernels = _kernels.kernel("planes" if p.nchw else "conv")
+    gathers = kernels.Gathers([_forward_gather(p)] if p.direction == "fwd" else _gradient_gathers(p))
     job = Job(gathers.run, lambda threads: gathers.workspace(_itemsize(p), threads))
     if p.direction == "fwd" or p.D1 == depth:
         return job
@@ -415,7 +423,7 @@ def _im2col(p: Problem) -> Job:
     """Columns and their product a few pictures at a time; a weight gradient's at once."""
     if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and _picture_bytes(p) <= TURNED:
         return _turned(p, _im2col, True)  # rows of many channels are added to dx, not rows of few pixels
-    conv, (H2, W2) = _kernels.kernel("conv"), p.window.size
+    H2, W2 = p.window.size
     taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
     shape = (p.D1 * taps, H2, W2) if p.nchw else (H2, W2, p.D1 * taps)
     rounds = 1 if p.direction == "grad_w" else max(1, -(-p.N * _columns_bytes(p) // COLUMNS))
@@ -423,22 +431,22 @@ def _im2col(p: Problem) -> Job:
     jobs = {}
     for n in {chunk, p.N % chunk}:
         part = p._replace(N=n)
-        jobs[n] = forward_gather(part, every=True), _direct(part._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
+        jobs[n] = columns(part), _direct(part._replace(H1=H2, W1=W2, D1=p.D1 * taps, window=one))
 
     def run(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, relu: bool, threads: int) -> None:
         space = memory.empty((chunk, *shape), p.dtype)
         for first in range(0, p.N, chunk):
             cols, some = space[: min(chunk, p.N - first)], slice(first, first + chunk)
-            gather, product = jobs[len(cols)]
+            walk, product = jobs[len(cols)]
             if p.direction == "fwd":
-                conv.im2col(gather, a[some], cols, threads)
+                walk.im2col(a[some], cols, threads)
                 product.run(cols, b, bias, out[some], relu, threads)
             elif p.direction == "grad_w":
-                conv.im2col(gather, b, cols, threads)
+                walk.im2col(b, cols, threads)
                 product.run(a, cols, None, out, False, threads)
             else:
                 product.run(a[some], b, None, cols, False, threads)
-                conv.col2im(gather, cols, out[some], bias, threads)
+                walk.col2im(cols, out[some], bias, threads)
 
     return Job(run, lambda threads: chunk * _columns_bytes(p) + jobs[chunk][1].workspace(threads))
 

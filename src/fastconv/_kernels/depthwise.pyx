@@ -18,8 +18,8 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares, real, take,
-    transpose,
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares, real,
+    take, transpose,
 )
 
 from fastconv._kernels import memory

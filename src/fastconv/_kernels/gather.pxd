@@ -1,5 +1,5 @@
-"""What the gathers of conv.pyx and the weight gradients of grad_w.pyx share: a convolution's numbers, and strips of depth-first
-pictures."""
+"""What the gathers of conv.pyx and planes.pyx, the weight gradients of grad_w.pyx and columns.pyx share: a convolution's numbers,
+and strips of depth-first pictures."""
 
 cimport numpy as cnp
 from libc.string cimport memset
@@ -49,6 +49,16 @@ cdef inline Shape make_shape(tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize
     s.dw, s.tap = s.dh + s.T, s.dh + 2 * s.T
     s.together, s.every = s.T, s.tap
     return s
+
+
+cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
+    """At least so many tasks and one, as many for each thread."""
+    return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
+
+
+cdef inline Py_ssize_t bytes_met(Shape *s, real *like) noexcept nogil:
+    """What a gather reads and writes of pictures."""
+    return s.N * s.groups * (s.rows * s.cols * s.K + s.Hs * s.Ws * s.C) * <Py_ssize_t> sizeof(real)
 
 
 # ---------------------------------------------------------------- strips of depth-first pictures

@@ -64,7 +64,8 @@ cdef class WeightGradient:
 
     Parameters
     ----------
-    sizes, grid, taps, window, nchw, filters_first : as for `Gather` in conv.pyx, with every tap of the window
+    sizes, grid, taps, window, filters_first : as for `Gather` in conv.pyx, with every tap of the window
+    nchw : depth-first pictures, else depth-last
     parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
         the result does not depend on the threads
     """

@@ -148,7 +148,8 @@ cdef class Winograd:
     tile : (mh, mw), 1 where F is
     window : (Fh, Fw, S, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 there
         is no dilation
-    nchw, transposed : as for `Gather` in conv.pyx
+    nchw : depth-first pictures and weights, else depth-last
+    transposed : as for `Gather` in conv.pyx
     """
     cdef Shape s
 
