@@ -41,6 +41,7 @@ cdef enum:
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
+    STRETCH = 32          # channels of a panel that are worth a task of their own
     BY_PLACE = 1 << 10    # weights of a tap for which tiles with as few taps as can be are worth their pointers
 
 
@@ -162,6 +163,7 @@ cdef struct Chunks:
     # by the thread that needs them; 0: they are packed once for all.
     Py_ssize_t passing
     bint in_place                     # they lie as one panel would, and are not packed
+    Py_ssize_t stretches              # of a panel's channels, packed one by one where there are fewer panels than threads
     Py_ssize_t step                   # numbers from one row of weights to the next
 
 
@@ -183,6 +185,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.in_place = (not few(s, like) and s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
                   and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
     z.step = s.K if z.in_place else NR
+    z.stretches = most(1, least(s.C // STRETCH, 2 * threads // (s.groups * z.panels))) if s.groups * z.panels < threads else 1
     if z.in_place:
         z.panel_size = 0
     elif (pixels <= 24 * TILE_MR
@@ -216,7 +219,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
-    cdef Py_ssize_t packs = s.groups * z.panels * (1 if s.by_filters and not few(s, src) else s.T)
+    cdef Py_ssize_t packs = s.groups * z.panels * (z.stretches if s.by_filters and not few(s, src) else s.T)
     cdef Py_ssize_t tasks = z.cuts * z.chunks * s.groups
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
@@ -229,7 +232,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     for i in range(threads if s.merged else 0):
         (<Py_ssize_t *> (space + i * z.scratch))[0] = 0  # no pixels are pointed at
     with nogil:
-        if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts > 1):
+        if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts * z.stretches > 1):
             make_shares(shares, threads, packs)
             for _ in prange(packs, num_threads=threads, schedule="dynamic"):
                 pack_task(self, &z, w, b, take(shares, threads, threadid()))
@@ -255,12 +258,15 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
 
 
 cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noexcept nogil:
-    """Task i: a group, then a panel, then a tap, but where taps are packed all at once."""
+    """Task i: a group, then a panel, then a tap, or, where taps are packed all at once, a stretch of channels."""
     cdef Shape *s = &self.s
+    cdef Py_ssize_t n
     if few(s, w):
         pack_few(self, w, b + i * (z.panel_size // s.T), i)
     elif s.by_filters:
-        pack_taps(self, w, b + i * z.panel_size, i // z.panels, i % z.panels)
+        n = z.stretches
+        pack_taps(self, w, b + i // n * z.panel_size, i // n // z.panels, i // n % z.panels, s.C * (i % n) // n,
+                  s.C * (i % n + 1) // n)
     else:
         pack_panel(self, w, b + i * s.C * 2 * lanes(w), i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
 
@@ -327,18 +333,19 @@ cdef void pack_few(Gather self, real *w, real *b, Py_ssize_t t) noexcept nogil:
             b[(c // VL * s.K + k) * VL + c % VL] = w[c * next_c + k * next_k]
 
 
-cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel) noexcept nogil:
-    """b[t][c][j] = weight of channel c and filter panel*NR + j under tap t, of weights whose taps lie side by side."""
+cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
+    """b[t][i][j] = weight of channel i, c <= i < c_end, and filter panel*NR + j under tap t; the taps lie side by side."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, c, u, i, j, n
+    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, u, i, j, n
     cdef real turned[32 * 32]  # [channel and tap][filter]
     cdef bint far = s.groups * s.K * s.C * s.window * <Py_ssize_t> sizeof(real) > L2_SHARE
     if cols < NR:
-        memset(b, 0, s.together * s.C * NR * sizeof(real))
+        for t in range(s.together):
+            memset(b + (t * s.C + c) * NR, 0, (c_end - c) * NR * sizeof(real))
     if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
-        w += (g * s.C * s.K + k) * s.window
-        for c in range(s.C):
-            if far and c + 2 < s.C:
+        w += ((g * s.C + c) * s.K + k) * s.window
+        while c < c_end:
+            if far and c + 2 < c_end:
                 fetch_lines(w + 2 * s.K * s.window, cols * s.window * sizeof(real))
             for i in range(0, s.window, 32):
                 n = least(32, s.window - i)
@@ -347,19 +354,21 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
                     if i <= s.every[u] < i + n:
                         copy(b + (u * s.C + c) * NR, turned + (s.every[u] - i) * NR, cols, 1)
             w += s.K * s.window
+            c += 1
         return
     w += (g * s.K + k) * s.C * s.window  # it is (groups*K, C, F*F)
     if 4 * s.T < s.window:  # so few are wanted that each is fetched by itself
-        for t in range(s.T):
-            for c in range(0, s.C, 16):
-                n = least(16, s.C - c)
+        while c < c_end:
+            n = least(16, c_end - c)
+            for t in range(s.T):
                 for j in range(cols):
                     copy(turned + j * 16, w + (j * s.C + c) * s.window + s.tap[t], n, s.window)
                 transpose(b + (t * s.C + c) * NR, NR, turned, 16, cols, n)
+            c += n
         return
-    c = t = u = i = 0
-    while i < s.C * s.window:
-        n = least(NR, s.C * s.window - i)
+    t, u, i = 0, 0, c * s.window
+    while i < c_end * s.window:
+        n = least(NR, c_end * s.window - i)
         for j in range(cols if far else 0):  # the processor does not follow so many filters at a time
             fetch_lines(w + j * s.C * s.window + i + 2 * NR, NR * sizeof(real))
         transpose(turned, NR, w + i, s.C * s.window, cols, n)
