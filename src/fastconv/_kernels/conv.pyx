@@ -20,7 +20,7 @@ cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
-from fastconv._kernels.gather cimport L2_SHARE, SMALL_WORK, STREAM, Shape, bytes_met, even, make_shape
+from fastconv._kernels.gather cimport L2_SHARE, SMALL_WORK, STREAM, Shape, bytes_met, even, make_shape, one_to_one
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data,
     end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, point_rows, prefetch, real, take, tile_by_rows,
@@ -227,6 +227,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
+    s.as_it_lies = one_to_one(s)
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
     for i in range(threads if s.merged else 0):
@@ -433,7 +434,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
-    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, rows, begin = 0
+    cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, end, rows, begin = 0
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
     cdef Py_ssize_t *pointed = <Py_ssize_t *> scratch  # pixels of a strip that the thread's pointers know
     cdef real **a = <real **> (scratch + aligned(sizeof(Py_ssize_t)))
@@ -457,13 +458,15 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
     while panel < panel_end:
         if bias != NULL:
             e.bias = bias + panel * NR
+        first = 0
         for i in range(blocks):
-            first = first_of(s, hi - lo, blocks, i)
-            rows = first_of(s, hi - lo, blocks, i + 1) - first
+            end = first_of(s, hi - lo, blocks, i + 1)
+            rows = end - first
             for m in range(rows):
                 target[m] = c[i * TILE_MR + m] + begin + panel * NR
             if s.ahead and panel == panel_end - 1:
                 fetch_pixels(s, src, g, hi + first, rows)
+            first = end
             if few(s, src):
                 tile_of_few(rows, s.K, runs, length, a + i * runs * TILE_MR, b, target, &e)
             else:
@@ -486,18 +489,20 @@ cdef inline void leave_out_padding(Shape *s, real **a, Py_ssize_t rows, real *ze
 
 cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t some) noexcept nogil:
     """Calls for the channels of some pixels from pixel q of the grid on, counted over the batch, under the only tap."""
-    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, n = q // s.cols // s.rows, h, w
+    cdef Py_ssize_t depth = s.groups * s.C, step = s.stride_w * depth, j, i, n, row, m
     cdef real *at
+    if s.as_it_lies and s.groups == 1:
+        fetch_lines(src + q * depth, least(some, s.N * s.rows * s.cols - q) * depth * sizeof(real))
+        return
+    j, i, n = q % s.cols, q // s.cols % s.rows, q // s.cols // s.rows
     while some > 0 and n < s.N:
-        h, w = i * s.stride_h + s.dh[0], j * s.stride_w + s.dw[0]
-        at = src + ((n * s.Hs + h) * s.Ws + w) * s.groups * s.C + g * s.C
-        if 0 <= h < s.Hs and 0 <= w < s.Ws:
-            fetch_lines(at, s.C * sizeof(real))
-        some, j = some - 1, j + 1
-        if j == s.cols:
-            i, j = i + 1, 0
-            if i == s.rows:
-                n, i = n + 1, 0
+        row = least(some, s.cols - j)
+        at = src + ((n * s.Hs + i * s.stride_h + s.dh[0]) * s.Ws + j * s.stride_w + s.dw[0]) * depth + g * s.C
+        for m in range(row):
+            fetch_lines(at + m * step, s.C * sizeof(real))
+        some, i, j = some - row, i + 1, 0
+        if i == s.rows:
+            n, i = n + 1, 0
 
 
 cdef void point_at_pixels(Shape *s, real *src, real *dst, Py_ssize_t g, Py_ssize_t lo, Py_ssize_t hi, real **a, real **c,

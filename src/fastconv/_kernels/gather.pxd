@@ -29,7 +29,7 @@ cdef struct Shape:
     bint ahead                        # depth-last: the source is, and there is one tap: a task calls for the pixels of the next one
     bint by_place                     # depth-last: pixels are counted place by place, for each all pictures, not by picture
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
-    bint as_it_lies                   # depth-first: the grid is the source picture, which is large, and there is one tap
+    bint as_it_lies                   # `one_to_one`; depth-first: and it is large
     bint by_taps                      # depth-first: weights are read [filter][window][channel], else [filter][channel][tap]
     # Depth-last: packing turns the weights over; a filter's taps lie side by side, and are packed all at once.
     bint across, by_filters
@@ -54,6 +54,11 @@ cdef inline Shape make_shape(tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize
 cdef inline Py_ssize_t even(Py_ssize_t tasks, int threads) noexcept nogil:
     """At least so many tasks and one, as many for each thread."""
     return ceil_div(tasks, threads) * threads if tasks > threads else most(1, tasks)
+
+
+cdef inline bint one_to_one(Shape *s) noexcept nogil:
+    """Whether there is one tap, and the grid is the source picture."""
+    return s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
 
 
 cdef inline Py_ssize_t bytes_met(Shape *s, real *like) noexcept nogil:

@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, even, list_products, make_shape,
-    place_planes,
+    one_to_one, place_planes,
 )
 from fastconv._kernels.tiles cimport (
     SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy, data, end_task, find_tiles, lanes,
@@ -149,8 +149,7 @@ cdef void plan_pass(Gather self, Pass *p, real *dst, int threads) noexcept:
     p.tasks = s.N * s.groups * p.y.strips if p.y.rows else s.groups * p.z.sets * p.z.cuts
     s.by_taps = self.transposed
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
-    s.as_it_lies = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and s.stride_h == s.stride_w == 1 and s.rows == s.Hs and s.cols == s.Ws
-                    and s.rows * s.cols >= 4 * NR)
+    s.as_it_lies = one_to_one(s) and s.rows * s.cols >= 4 * NR
     s.stream = (not s.apart and bytes_met(s, dst) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and (s.cols % lanes(dst) == 0 if p.y.rows else plane % VECTOR_BYTES == 0 and p.z.channels >= s.C))
     s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
