@@ -132,10 +132,10 @@ def convolve(e, out=None, **how):
     }
 
 
-def poison(e, **how):
+def poison(e, threads=3, **how):
     """Leave NaNs in every workspace that the next call of the same sizes is handed."""
     nan = {name: np.full_like(getattr(e, name), np.nan) for name in ("x", "w", "b", "dy")}
-    with fc.num_threads(3):
+    with fc.num_threads(threads):
         convolve(e._replace(**nan), **how)
 
 
@@ -173,6 +173,27 @@ def test_many_weights_for_few_pixels(isa, layout):
     for p in (Problem("dense", 3, 1, 1, 2100, 1030, 1), Problem("grouped", 1, 1, 5, 4200, 1040, 1, groups=2)):
         faults = list(mistakes(p, expected(p, layout, "float32"), "direct", layout))
         assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lone_panel_is_packed_by_stretches_of_channels(isa, layout):
+    """Depth first, of y and of dx: two threads or three pack some channels each, and none is forgotten."""
+    for p in (Problem("few filters", 8, 3, 3, 500, 5, P=1), Problem("few channels", 8, 3, 3, 5, 500, P=1)):
+        e, how = expected(p, layout, "float32"), {"layout": layout, "method": "direct", **p.how}
+        assert list(mistakes(p, e, "direct", layout)) == []
+        with fc.num_threads(1):
+            first = convolve(e, **how)
+        for n in (2, 3):
+            poison(e, 1, **how)
+            with fc.num_threads(n):
+                again = convolve(e, **how)
+            assert [name for name in RESULTS if not bits(again[name], first[name])] == [], f"{p}, {n} threads"
+
+
+def test_strips_of_unlike_lengths(isa):
+    """Depth last, of few channels, two rows and one in turn: a thread whose first strip is short makes pointers for a long one."""
+    p = Problem("strips", 5, 3, 20, 3, 40, P=1)
+    assert list(mistakes(p, expected(p, "NHWC", "float32"), "direct", "NHWC")) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -715,3 +715,14 @@ def test_repr_names_the_settings():
     assert repr(optim.Momentum([np.ones(3)], 0.5)) == (
         "Momentum(1 arrays of 3 parameters, lr=0.5, momentum=0.9, weight_decay=0.0; t=0)"
     )
+
+
+@pytest.mark.parametrize("size", [3, 1000, 100_000])
+def test_state_goes_through_its_pages_as_the_parameters_do(size):
+    """Else loads wait for stores of other arrays, whose addresses agree with theirs in the low 12 bits."""
+    for begin in (0, 1, 5):
+        p = np.zeros(size + begin, np.float32)[begin:]
+        opt = optim.Adam([p], lr=0.1)
+        opt.step([np.ones_like(p)])
+        assert all((slot.ctypes.data - p.ctypes.data) % 4096 == 0 for slot in opt._state)
+        assert all(opt.state_dict()[name].shape == (size,) for name in ("s", "r"))

@@ -41,7 +41,7 @@ cdef enum:
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
-    STRETCH = 32          # channels of a panel that are worth a task of their own
+    STRETCH = 1 << 14     # weights that are worth a task of their own
     BY_PLACE = 1 << 10    # weights of a tap for which tiles with as few taps as can be are worth their pointers
 
 
@@ -185,7 +185,9 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.in_place = (not few(s, like) and s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
                   and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
     z.step = s.K if z.in_place else NR
-    z.stretches = most(1, least(s.C // STRETCH, 2 * threads // (s.groups * z.panels))) if s.groups * z.panels < threads else 1
+    z.stretches = 1
+    if s.by_filters and 0 < s.groups * z.panels < threads:
+        z.stretches = most(1, least(z.panel_size // STRETCH, 2 * threads // (s.groups * z.panels)))
     if z.in_place:
         z.panel_size = 0
     elif (pixels <= 24 * TILE_MR
