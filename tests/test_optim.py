@@ -718,11 +718,12 @@ def test_repr_names_the_settings():
 
 
 @pytest.mark.parametrize("size", [3, 1000, 100_000])
-def test_state_goes_through_its_pages_as_the_parameters_do(size):
-    """Else loads wait for stores of other arrays, whose addresses agree with theirs in the low 12 bits."""
+def test_state_goes_through_its_pages_as_the_largest_parameter_does(size):
+    """Else loads wait for stores of other arrays, whose addresses agree in the low 12 bits."""
     for begin in (0, 1, 5):
         p = np.zeros(size + begin, np.float32)[begin:]
-        opt = optim.Adam([p], lr=0.1)
-        opt.step([np.ones_like(p)])
-        assert all((slot.ctypes.data - p.ctypes.data) % 4096 == 0 for slot in opt._state)
-        assert all(opt.state_dict()[name].shape == (size,) for name in ("s", "r"))
+        params = [np.zeros(0, np.float32), np.zeros(2, np.float32), p, np.zeros((1, 2), np.float32)]
+        opt = optim.Adam(params, lr=0.1)
+        opt.step([np.ones_like(a) for a in params])
+        assert all((slot.ctypes.data + 4 * 2 - p.ctypes.data) % 4096 == 0 for slot in opt._state)
+        assert all(opt.state_dict()[name].shape == (size + 4,) for name in ("s", "r"))

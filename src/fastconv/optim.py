@@ -56,7 +56,7 @@ class Optimizer:
         self.lr = lr
         self._coefficients = {name: _coefficient(where, name, value) for name, value in coefficients.items()}
         self._prepare()
-        self._state = tuple(_zeros_beside(self.params[0], self._n) for _ in self._slots)
+        self._state = tuple(self._zeros() for _ in self._slots)
         self.t = 0
         self.grad_norm: float | None = None
 
@@ -67,6 +67,18 @@ class Optimizer:
         self._n = int(self._table[_BEGIN, -1])
         self._scalars = tuple(self._coefficients.get(name, 0.0) for name in ("momentum", "rho", "beta1", "beta2"))
         self._shown = False
+
+    def _zeros(self) -> np.ndarray:
+        """A slot that goes through its pages as the largest parameter does: a processor takes a load for that of what it has just
+        stored if their addresses agree in the low 12 bits, and waits."""
+        largest = max(range(len(self.params)), key=lambda i: self.params[i].size)
+        p = self.params[largest]
+        made = memory.empty((self._n + _PAGE // p.itemsize,), p.dtype)
+        beside = int(self._table[_ADDRESS, largest]) - int(self._table[_BEGIN, largest]) * p.itemsize
+        begin = (beside - made.__array_interface__["data"][0]) % _PAGE // p.itemsize
+        zeros: np.ndarray = made[begin : begin + self._n]
+        zeros.fill(0)
+        return zeros
 
     def __getstate__(self) -> dict[str, Any]:
         made = ("_where", "_list", "_table", "_order", "_n", "_scalars", "_shown")
@@ -605,16 +617,6 @@ def _parameters(where: str, params: Any) -> tuple[np.ndarray, ...]:
             rule = "an array as NumPy makes them"
             raise checks.value_error(where, f"{name} must be C-contiguous and aligned", rule, f"strides {p.strides}")
     return params
-
-
-def _zeros_beside(first: np.ndarray, n: int) -> np.ndarray:
-    """`n` zeros that begin at the same place of a page as `first`: a processor takes a load for that of what it has just stored if
-    their addresses agree in the low 12 bits, and waits, which it does not where all arrays go through their pages together."""
-    made = memory.empty((n + _PAGE // first.itemsize,), first.dtype)
-    begin = (first.__array_interface__["data"][0] - made.__array_interface__["data"][0]) % _PAGE // first.itemsize
-    zeros: np.ndarray = made[begin : begin + n]
-    zeros.fill(0)
-    return zeros
 
 
 def _table(where: str, params: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
