@@ -125,7 +125,7 @@ INLINE VEC CAT(dw_in_turn)(VEC a, VEC b, int from) {
 #define DW_ODD(a, b) CAT(dw_every_second)(a, b, 1)
 #endif
 
-/* The first `left` numbers, zeros after them: as load_part and store_part, without a loop on AVX2. */
+/* The first `left` numbers, zeros after them: as load_part and store_part, without a loop on AVX2; and those from lane `from` on. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 INLINE __m256i CAT(dw_mask)(ptrdiff_t left) {
     if (sizeof(REAL) == 4)
@@ -142,9 +142,24 @@ INLINE void CAT(dw_store)(REAL *p, VEC v, ptrdiff_t left) {
     else if (sizeof(REAL) == 4) _mm256_maskstore_ps((float *)p, CAT(dw_mask)(left), (__m256)v);
     else _mm256_maskstore_pd((double *)p, CAT(dw_mask)(left), (__m256d)v);
 }
+INLINE void CAT(dw_store_last)(REAL *p, VEC v, ptrdiff_t from) {
+    const __m256i lanes = _mm256_xor_si256(CAT(dw_mask)(from), _mm256_set1_epi32(-1));
+    if (sizeof(REAL) == 4) _mm256_maskstore_ps((float *)p, lanes, (__m256)v);
+    else _mm256_maskstore_pd((double *)p, lanes, (__m256d)v);
+}
 #else
 INLINE VEC CAT(dw_load)(const REAL *p, ptrdiff_t left) { return CAT(load_part)(p, left); }
 INLINE void CAT(dw_store)(REAL *p, VEC v, ptrdiff_t left) { CAT(store_part)(p, v, left); }
+INLINE void CAT(dw_store_last)(REAL *p, VEC v, ptrdiff_t from) {
+#if defined(__AVX512F__)
+    if (sizeof(REAL) == 4) _mm512_mask_storeu_ps(p, (__mmask16)(0xffffu << from), (__m512)v);
+    else _mm512_mask_storeu_pd(p, (__mmask8)(0xffu << from), (__m512d)v);
+#else
+    REAL whole[VL];
+    CAT(store)(whole, v);
+    for (ptrdiff_t i = from; i < VL; i++) p[i] = whole[i];
+#endif
+}
 #endif
 
 /* ------------------------------------------------------------------------------------------------- channels last
@@ -192,10 +207,11 @@ INLINE void CAT(dw_pixels)(const int q, const int columns, const int width, cons
     }
 }
 
-/* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c]. */
+/* The gradient by the weights: dw[r][j * w_step + c] += sum over m of dy[m * dy_step + c] * x[r][m * step + j][c], for one vector
+ * of c but its first `done` lanes. */
 INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width, const int known_step, ptrdiff_t left,
-                                ptrdiff_t runs, CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step, ptrdiff_t w_round,
-                                ptrdiff_t step, ptrdiff_t c, const REAL *dy, ptrdiff_t dy_step) {
+                                ptrdiff_t done, ptrdiff_t runs, CAT(dw_tables) x, REAL *const *dw, ptrdiff_t w_step,
+                                ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t c, const REAL *dy, ptrdiff_t dy_step) {
     enum { MOST_COLS = (DW_MOST - 1) * 2 + DW_WIDEST };
     const int cols = (columns - 1) * known_step + width;
     VEC g[DW_MOST], acc[DW_WIDEST], v[MOST_COLS];
@@ -209,29 +225,40 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
                     if (DW_MEETS(col, j, known_step, columns)) acc[j] = CAT(fma)(g[(col - j) / known_step], v[col], acc[j]);
                 if (q > 1) v[col] = CAT(dw_turn_round)(q, v[col]);
             }
-            UNROLL for (int j = 0; j < width; j++) CAT(dw_store)(dw[r] + k * w_round + j * w_step + c, acc[j], left);
+            UNROLL for (int j = 0; j < width; j++) {
+                REAL *to = dw[r] + k * w_round + j * w_step + c;
+                if (width == 1) CAT(dw_store)(to, acc[j], left);
+                else if (done == 0) CAT(store)(to, acc[j]);
+                else CAT(dw_store_last)(to, acc[j], done);
+            }
         }
     }
 }
 
 #define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step, \
-                     ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
+                     ptrdiff_t C, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
+/* A last vector that would be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them,
+ * leaves them, and begins with that vector: what it loads has then not just been stored. Single taps take parts of vectors. */
 #define DW_DEFINE(q, width, known_step, m) \
     static void CAT(dw_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
-        ptrdiff_t c = begin; \
-        for (; c + VL <= end; c += VL) \
+        ptrdiff_t c = 0; \
+        for (; width == 1 ? c + VL <= C : c < C; c += VL) { \
+            if (width > 1 && c + VL > C) c = C - VL; \
             CAT(dw_pixels)(q, m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, \
                            bias, relu, stream); \
-        if (width == 1 && c < end) \
-            CAT(dw_pixels)(q, m, 1, 1, end - c, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, bias, \
-                           relu, stream); \
+        } \
+        if (width == 1 && c < C) \
+            CAT(dw_pixels)(q, m, 1, 1, C - c, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, bias, relu, \
+                           stream); \
     } \
     static void CAT(dw_grad_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
-        ptrdiff_t c = begin; \
-        for (; c + VL <= end; c += VL) \
-            CAT(dw_pixels_grad)(q, m, width, known_step, VL, runs, x, w, w_step, w_round, step, c, y, y_step); \
-        if (width == 1 && c < end) \
-            CAT(dw_pixels_grad)(q, m, 1, 1, end - c, runs, x, w, w_step, w_round, step, c, y, y_step); \
+        ptrdiff_t c = (width == 1 ? C : C + VL - 1) / VL * VL; \
+        if (width == 1 && c < C) \
+            CAT(dw_pixels_grad)(q, m, 1, 1, C - c, 0, runs, x, w, w_step, w_round, step, c, y, y_step); \
+        while ((c -= VL) >= 0) { \
+            const ptrdiff_t done = c + VL > C ? c + VL - C : 0; \
+            CAT(dw_pixels_grad)(q, m, width, known_step, VL, done, runs, x, w, w_step, w_round, step, c - done, y, y_step); \
+        } \
     }
 #define DW_DEFINE_GROUPS(q, m) DW_DEFINE(q, 1, 1, m) DW_DEFINE(q, 3, 1, m) DW_DEFINE(q, 3, 2, m)
 #define DW_DEFINE_2(m) DW_DEFINE_GROUPS(2, m)
@@ -281,11 +308,11 @@ typedef void (*CAT(dw_function))(DW_ARGUMENTS);
      DW_LIST_4(name), DW_LIST_8(name)}
 static const CAT(dw_function) CAT(dw_rows)[2][4][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
 
-/* n pixels of a row, channels begin to end; kind 0 alone takes an end that fills no vector. Moves
+/* n pixels of a row, C channels; kind 0 alone takes less than a vector of them. Moves
  * the pointers in x along. The last `fresh` runs are met again `ahead` numbers further on, which is fetched now: vectors of
  * pixels far apart are nothing that the processor would guess. stream: y, of whole vectors, is written past the caches. */
 static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step,
-                        ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t begin, ptrdiff_t end, REAL *y, ptrdiff_t y_step,
+                        ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t C, REAL *y, ptrdiff_t y_step,
                         const REAL *bias, int relu, int stream, ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh,
                         ptrdiff_t y_ahead) {
     const ptrdiff_t most = q > 1 ? DW_MOST_OF_GROUPS : DW_MOST;
@@ -293,12 +320,12 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
         const ptrdiff_t m = (n + blocks - 1) / blocks;
         for (ptrdiff_t r = newest; r < newest + fresh; r++)
             for (ptrdiff_t col = 0; col < m * step; col++)
-                fetch_lines(((const REAL **)x[r])[col] + ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL));
+                fetch_lines(((const REAL **)x[r])[col] + ahead, C * (ptrdiff_t)sizeof(REAL));
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
-                fetch_lines(y + col * y_step + y_ahead + begin, (end - begin) * (ptrdiff_t)sizeof(REAL));
-        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, begin, end, y,
-                                                   y_step, bias, relu, stream);
+                fetch_lines(y + col * y_step + y_ahead, C * (ptrdiff_t)sizeof(REAL));
+        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, C, y, y_step,
+                                                   bias, relu, stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;
