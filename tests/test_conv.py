@@ -261,6 +261,17 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
         planning.plan.cache_clear()
 
 
+def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatch):
+    """As in pictures too large to be turned over: what is scattered between the pixels of dx waits there for the next filters."""
+    monkeypatch.setattr(planning, "TURNED", 0)
+    planning.plan.cache_clear()
+    try:
+        for p in (Problem("phases", 2, 9, 38, 15, 1100, (1, 2), S=2), Problem("rows", 2, 3, 9, 6, 1100, 1, S=(2, 1))):
+            assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
+    finally:
+        planning.plan.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("cols", "batch", "filters", "turned"), [(20, 1, 32, True), (20, 32, 32, True), (32, 1, 32, False), (20, 1, 16, False)]
 )

@@ -130,7 +130,7 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     # Every row of the grid that a set touches gives a piece, zeros before and zeros after it; a panel's edge cuts one in two.
     z.pieces = s.T * 3 * (z.together * NR // most(1, s.cols) + 2 + z.together)
     z.scratch = (aligned(z.pieces * sizeof(Piece)) + aligned(most(1, s.T) * TILE_MR * sizeof(void *))
-                 + aligned((z.together * z.channels * s.T + TILE_MR) * NR * sizeof(real)))
+                 + aligned(z.together * (z.channels * s.T + TILE_MR) * NR * sizeof(real)))
     return z
 
 
@@ -152,7 +152,7 @@ cdef void plan_pass(Gather self, Pass *p, real *dst, int threads) noexcept:
     s.as_it_lies = one_to_one(s) and s.rows * s.cols >= 4 * NR
     s.stream = (not s.apart and bytes_met(s, dst) > STREAM and <size_t> dst % VECTOR_BYTES == 0
                 and (s.cols % lanes(dst) == 0 if p.y.rows else plane % VECTOR_BYTES == 0 and p.z.channels >= s.C))
-    s.fetch = not s.stream and s.N * s.groups * s.K * plane > L2_SHARE
+    s.fetch = not s.stream and not s.apart and s.N * s.groups * s.K * plane > L2_SHARE
 
 
 cdef run_side_by_side(list gathers, real *src, real *w, real *bias, real *dst, bint relu, int threads, real *packed, char *space,
@@ -300,7 +300,8 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     """Some panels of the grid's pixels, all channels, filters k to k_end of one group."""
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, p, c = 0, some
     cdef Py_ssize_t blocks = ceil_div(k_end - k, tile_height(s.C * (s.window if s.by_taps else s.T) * sizeof(real)))
-    cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, n_rows, first
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, t, m, n_rows, first, width = z.together * NR
+    cdef Py_ssize_t some_pixels = least(pixels, panel_end * NR) - panel * NR
     cdef Piece *pieces = <Piece *> scratch
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
     cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
@@ -315,7 +316,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
                     i = find_pieces(s, p * NR, least(NR, pixels - p * NR), NR, 0, NR, pieces)
                     pack_pieces(packed + (p - panel) * some * NR, NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, 1)
         else:
-            i = find_pieces(s, panel * NR, least(pixels, panel_end * NR) - panel * NR, NR, some * s.T * NR,
+            i = find_pieces(s, panel * NR, some_pixels, NR, some * s.T * NR,
                             some * NR if s.by_taps else NR, pieces)
             pack_pieces(packed, NR if s.by_taps else s.T * NR, src + c * s.Hs * s.Ws, s.Hs * s.Ws, some, pieces, i, s.stride_w)
         e.accumulate = c > 0
@@ -329,10 +330,14 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
                 else:
                     point_rows(a, rows + (first * s.C + c) * s.T, s.C * s.T, n_rows)
             e.bias = bias + first if bias != NULL else NULL
+            for m in range(n_rows if s.apart and e.accumulate else 0):
+                scatter(s, dst + (first + m) * s.Hd * s.Wd, panel * NR, some_pixels, result + m * width, False)
             for p in range(panel, panel_end):
                 filter_tile(s, a, n_rows, src + c * s.Hs * s.Ws if s.as_it_lies and i == 0 else NULL,
                             packed + (p - panel) * some * s.T * NR, runs, some * s.T // most(1, runs),
-                            dst + first * s.Hd * s.Wd, p * NR, least(NR, pixels - p * NR), result, &e)
+                            dst + first * s.Hd * s.Wd, p * NR, least(NR, pixels - p * NR), result + (p - panel) * NR, width, &e)
+            for m in range(n_rows if s.apart else 0):
+                scatter(s, dst + (first + m) * s.Hd * s.Wd, panel * NR, some_pixels, result + m * width, True)
         c += some
         if c >= s.C:
             break
@@ -345,43 +350,44 @@ cdef inline bint within(Shape *s, Py_ssize_t q, Py_ssize_t n) noexcept nogil:
 
 
 cdef void filter_tile(Shape *s, real **a, Py_ssize_t n_rows, real *planes, real *packed, Py_ssize_t runs, Py_ssize_t length,
-                      real *dst, Py_ssize_t q, Py_ssize_t n_pixels, real *result, Epilogue *e) noexcept nogil:
+                      real *dst, Py_ssize_t q, Py_ssize_t n_pixels, real *result, Py_ssize_t width, Epilogue *e) noexcept nogil:
     """One tile: n_rows filters times the panel that begins with pixel q of the grid, counted over the batch.
 
-    If the source's `planes` are given, a whole panel is read from them and packed.
+    If the source's `planes` are given, a whole panel is read from them and packed. Results whose places lie apart stay in rows of
+    `width` at `result`; those of a panel that crosses a picture's end lie there, too, before they are put in place.
     """
     cdef Py_ssize_t NR = 2 * lanes(dst), m, plane = s.Hd * s.Wd, picture = s.rows * s.cols, inside = q % picture
-    cdef bint whole = within(s, q, n_pixels), there = whole and not s.apart
+    cdef bint whole = within(s, q, n_pixels), crossing = not s.apart and not whole
     cdef real *target[TILE_MR]
-    if there:
-        point_rows(target, dst + q // picture * s.groups * s.K * plane + inside, plane, n_rows)
+    if s.apart or crossing:
+        point_rows(target, result, width, n_rows)
     else:
-        e.stream = 0
-        point_rows(target, result, NR, n_rows)
-        for m in range(n_rows if e.accumulate else 0):
-            scatter(s, dst + m * plane, q, n_pixels, target[m], 0)
+        point_rows(target, dst + q // picture * s.groups * s.K * plane + inside, plane, n_rows)
+    for m in range(n_rows if crossing and e.accumulate else 0):
+        scatter(s, dst + m * plane, q, n_pixels, target[m], False)
+    e.stream = s.stream and whole
     if planes != NULL and whole and n_pixels == NR:
         tile_and_keep(n_rows, length, a, planes + q // picture * s.groups * s.C * picture + inside, picture, target, e, packed)
     else:
         tile_by_rows(n_rows, runs, length, a, packed, NR, target, n_pixels, e)
-    for m in range(0 if there else n_rows):
-        scatter(s, dst + m * plane, q, n_pixels, target[m], 1)
-    e.stream = s.stream
+    for m in range(n_rows if crossing else 0):
+        scatter(s, dst + m * plane, q, n_pixels, target[m], True)
 
 
-cdef void scatter(Shape *s, real *plane, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
+cdef void scatter(Shape *s, real *planes, Py_ssize_t q, Py_ssize_t n, real *side_by_side, bint there) noexcept nogil:
     """Between pixels q to q + n of the grid, counted over the batch, and the same side by side; `there`: into the planes."""
-    cdef Py_ssize_t j = q % s.cols, i = q // s.cols % s.rows, picture = q // s.cols // s.rows, some
+    cdef Py_ssize_t cols = s.cols if s.apart else s.rows * s.cols, rows = s.rows if s.apart else 1, some
+    cdef Py_ssize_t j = q % cols, i = q // cols % rows, picture = q // cols // rows
     cdef real *row
     while n > 0:
-        some = least(n, s.cols - j)
-        row = plane + (picture * s.groups * s.K * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w
+        some = least(n, cols - j)
+        row = planes + (picture * s.groups * s.K * s.Hd + s.origin_h + i * s.step_h) * s.Wd + s.origin_w + j * s.step_w
         if there:
             spread(row, side_by_side, some, s.step_w)
         else:
             copy(side_by_side, row, some, s.step_w)
         n, side_by_side, i, j = n - some, side_by_side + some, i + 1, 0
-        if i == s.rows:
+        if i == rows:
             i, picture = 0, picture + 1
 
 
