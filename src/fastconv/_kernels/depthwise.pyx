@@ -19,7 +19,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares, real,
-    take, transpose,
+    spread, take, transpose,
 )
 
 from fastconv._kernels import memory
@@ -66,7 +66,7 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
-    STREAM = 1 << 24       # bytes of pictures that no cache keeps: results are written past them
+    STREAM = 1 << 24       # bytes of pictures that no cache keeps: they are fetched, and results written past the caches
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
@@ -194,7 +194,7 @@ cdef void make_tables(char *at, Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssi
 cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_t number, Py_ssize_t C,
                       Py_ssize_t ahead) noexcept nogil:
     """The table of a row of the picture, from the first pixel that any tap meets; where it is copied, the row `ahead` numbers
-    further on is fetched."""
+    further on is fetched, unless that is 0."""
     cdef void **table = t.table + number % t.kept * t.width
     cdef Py_ssize_t i
     cdef Py_ssize_t begin = min(max(-v.near, 0), t.width), end = max(begin, min(v.n_in - v.near, t.width))
@@ -207,7 +207,8 @@ cdef void **pixels_of(Tables *t, Axis *v, real *row, Py_ssize_t depth, Py_ssize_
     for i in range(begin, end):
         table[i] = row + (v.near + i) * depth
         if t.spacing:
-            fetch_lines(<real *> table[i] + ahead, C * sizeof(real))
+            if ahead:
+                fetch_lines(<real *> table[i] + ahead, C * sizeof(real))
             copy(to + i * t.spacing, <real *> table[i], C, 1)
             table[i] = to + i * t.spacing
     for i in range(end, t.width):
@@ -260,11 +261,12 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
                    bint fetch) noexcept nogil:
     """One row that is written, C channels of one image, in groups of q; with `grad` the weights are what is written, by adding.
 
-    `fetch`: what the next row needs is fetched into the cache meanwhile.
+    `fetch`: what the next row needs is fetched into the cache meanwhile. That pays where it comes from memory; what another
+    cache has, the processor guesses and has sooner by itself.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, fresh
-    cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth, w_round = h.F * v.F * w_depth
+    cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth if fetch else 0, w_round = h.F * v.F * w_depth
     cdef int kind
     cdef void **table
     for phase in range(min(v.out_step, v.n_out)):
@@ -300,31 +302,30 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
                      bint undo) noexcept nogil:
     """dst[p * dst_step + c * multiplier + k] = src[(k * n + p) * C + c]; with `undo` the other way."""
-    cdef Py_ssize_t p, c, k
-    cdef real *one
-    cdef real *many
+    cdef Py_ssize_t p, k
     for p in range(n):
         for k in range(multiplier):
-            many = dst + p * dst_step + k
-            one = src + (k * n + p) * C
             if undo:
-                for c in range(C):
-                    one[c] = many[c * multiplier]
+                copy(src + (k * n + p) * C, dst + p * dst_step + k, C, multiplier)
             else:
-                for c in range(C):
-                    many[c * multiplier] = one[c]
+                spread(dst + p * dst_step + k, src + (k * n + p) * C, C, multiplier)
 
 
-cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier) noexcept nogil:
-    """dst[p * dst_step + c] = sum over k of src[(p * C + c) * multiplier + k]."""
-    cdef Py_ssize_t p, c, k
-    cdef real total
+cdef void add_to(real *total, real *part, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        total[i] += part[i]
+
+
+cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
+               real *spare) noexcept nogil:
+    """dst[p * dst_step + c] = sum over k of src[(p * C + c) * multiplier + k]; there is room for C numbers to spare."""
+    cdef Py_ssize_t p, k
     for p in range(n):
-        for c in range(C):
-            total = 0
-            for k in range(multiplier):
-                total += src[(p * C + c) * multiplier + k]
-            dst[p * dst_step + c] = total
+        copy(dst + p * dst_step, src + p * C * multiplier, C, multiplier)
+        for k in range(1, multiplier):
+            copy(spare, src + p * C * multiplier + k, C, multiplier)
+            add_to(dst + p * dst_step, spare, C)
 
 
 cdef Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
@@ -358,12 +359,12 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
     cdef Py_ssize_t met = N * (h.n_in * v.n_in * x_depth + h.n_out * v.n_out * y_depth) * <Py_ssize_t> sizeof(real)
-    cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
+    cdef bint fetch = met > STREAM, stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
-    cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
+    cdef Py_ssize_t own = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
     cdef Py_ssize_t sets = q * taps * D if q > 1 else 0 if m == 1 or back else (taps + 1) * K
     cdef cnp.ndarray space = workspace(threads * own + sets * sizeof(real))
     cdef char *scratch = first_line(space)
@@ -404,14 +405,14 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
                     nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
-                             C, bias + c if bias is not NULL else NULL, relu, stream, True)
+                             C, bias + c if bias is not NULL else NULL, relu, stream, fetch)
                 elif back:
-                    nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, True)
-                    fold(first + c, D, buffer, v.n_out, C, m)
+                    nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, fetch)
+                    fold(first + c, D, buffer, v.n_out, C, m, buffer + v.n_out * C * m)
                 else:
                     for k in range(m):
                         nhwc_row(False, 1, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row,
-                                 C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, True)
+                                 C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, fetch)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
     return 0
@@ -443,6 +444,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
     cdef bint in_place = parts == m == q == 1
+    cdef bint fetch = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * <Py_ssize_t> sizeof(real) > STREAM
     cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * size * sizeof(real)))
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
@@ -477,7 +479,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         depth = C
                     for k in range(m):
                         nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
-                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, True)
+                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, fetch)
                 for t in range(taps if w_depth != D else 0):
                     copy(sums + part * size + t * D + c, own_sums + t * w_depth, C, 1)
             end_task(before)
@@ -594,12 +596,6 @@ cdef Py_ssize_t turned_channels(Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t items
     fit = max(fit, 2 * lanes)  # with a single vector for each pixel the loops around it would show
     groups = (D + min(fit, 64) - 1) // min(fit, 64)
     return min(((D + groups - 1) // groups + lanes - 1) // lanes, fit // lanes) * lanes
-
-
-cdef void add_to(real *total, real *part, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        total[i] += part[i]
 
 
 cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
