@@ -450,8 +450,10 @@ def test_columns_are_made_a_few_pictures_at_a_time(isa, monkeypatch, layout, pic
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_grad_x_takes_im2col_for(isa, layout):
+def test_what_grad_x_takes_im2col_for(isa, monkeypatch, layout):
     """1x1 with a stride, and dx much larger than dy; not what is depthwise, or whose columns are too large."""
+    monkeypatch.setattr(planning, "COLUMNS", 1 << 22)  # as where a core has 1 MB of cache
+    planning.plan.cache_clear()
     wanted = [
         Problem("strided 1x1", 2, 14, 14, 64, 128, 1, S=2),
         Problem("strided 1x1 in groups", 2, 14, 14, 64, 128, 1, S=2, groups=2),
@@ -467,6 +469,7 @@ def test_what_grad_x_takes_im2col_for(isa, layout):
         for N in (1, p.N):
             plan = fc.explain((N, *p.x_shape(layout)[1:]), p.w_shape(layout), direction="grad_x", layout=layout, **p.how)
             assert plan.method in method, f"{p} {plan}"
+    planning.plan.cache_clear()
 
 
 # ---------------------------------------------------------------- NaN, infinity, denormals

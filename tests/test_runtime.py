@@ -17,7 +17,7 @@ import pytest
 import threadpoolctl
 
 import fastconv as fc
-from fastconv import _kernels, runtime
+from fastconv import _kernels, planning, runtime
 from fastconv._kernels import cpu, memory
 from oracle import bits
 from problems import Problem
@@ -427,6 +427,20 @@ def test_show_config_says_what_is_in_force():
     assert lines["threads"].startswith("2 ")
     assert lines["openmp"].startswith("yes" if cpu.has_openmp() else "no")
     assert lines["precision"] == fc.get_precision()
+    assert lines["caches"].endswith(" the last")
+
+
+def test_methods_are_chosen_by_the_caches_of_the_machine(tmp_path):
+    """As the system tells of them; a fallback where it does not, or says what nobody understands."""
+    caches = ["1 Instruction 32K", "1 Data 48K", "2 Unified 2048K", "3 Unified 36M", "4 Unified ?"]
+    for i, told in enumerate(caches):
+        (tmp_path / f"index{i}").mkdir()
+        for name, text in zip(("level", "type", "size"), told.split(), strict=True):
+            (tmp_path / f"index{i}" / name).write_text(text + "\n")
+    assert [runtime.cache_bytes(level, 7, tmp_path) for level in (1, 2, 3, 4)] == [48 << 10, 2 << 20, 36 << 20, 7]
+    assert runtime.cache_bytes(2, 7, tmp_path / "nowhere") == 7
+    assert planning.TURNED == planning.COLUMNS == 4 * runtime.SECOND_CACHE
+    assert planning.LARGE == 3 * runtime.LAST_CACHE // 8
 
 
 def test_precision_has_two_names():

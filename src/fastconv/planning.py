@@ -21,9 +21,9 @@ from fastconv.geometry import Pair, Window
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
 SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
-COLUMNS = 1 << 22  # bytes of im2col's columns at a time
 MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
-TURNED = 1 << 22  # bytes of depth-first pictures, and of their results, that are turned over at a time
+COLUMNS = 4 * runtime.SECOND_CACHE  # bytes of im2col's columns at a time
+TURNED = 4 * runtime.SECOND_CACHE  # bytes of depth-first pictures, and of their results, that are turned over at a time
 
 
 class Problem(NamedTuple):
@@ -466,7 +466,7 @@ MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block 
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
 # still less where no cache keeps the filters of its phases.
 MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.75, 0.62
-LARGE = 12 << 20  # bytes of transformed filters
+LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
 

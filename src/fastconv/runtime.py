@@ -34,6 +34,18 @@ def _cores() -> int:
     return min(allowed, _quota() or allowed)
 
 
+def cache_bytes(level: int, otherwise: int, folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Of a processor's cache of this level, as far as the system tells."""
+    for cache in sorted(folder.glob("index*")):
+        try:
+            size = (cache / "size").read_text().strip()
+            if int((cache / "level").read_text()) == level and (cache / "type").read_text().strip() != "Instruction":
+                return int(size[:-1]) << {"K": 10, "M": 20, "G": 30}[size[-1]]
+        except (OSError, ValueError, LookupError):
+            pass
+    return otherwise
+
+
 def _threads_from_environment() -> int | None:
     text = os.environ.get("FASTCONV_NUM_THREADS")
     if not text:
@@ -44,6 +56,8 @@ def _threads_from_environment() -> int | None:
 
 
 _environment = _threads_from_environment()
+# Those that methods are chosen by; common sizes where the system does not tell.
+SECOND_CACHE, LAST_CACHE = cache_bytes(2, 1 << 20), cache_bytes(3, 1 << 25)
 _core_limit = None if os.environ.get("OMP_NUM_THREADS") else _cores()
 
 
@@ -156,6 +170,7 @@ def show_config(file: TextIO | None = None) -> None:
         "threads": f"{get_num_threads()} of {os.cpu_count()} processors",
         "openmp": "yes" if cpu.has_openmp() else "no: one thread only",
         "precision": get_precision(),
+        "caches": f"{SECOND_CACHE >> 10} kB of a core, {LAST_CACHE >> 10} kB the last",
     }
     for name, value in rows.items():
         print(f"{name:10s} {value}", file=file or sys.stdout)

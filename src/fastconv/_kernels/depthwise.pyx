@@ -359,7 +359,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
     cdef Py_ssize_t met = N * (h.n_in * v.n_in * x_depth + h.n_out * v.n_out * y_depth) * <Py_ssize_t> sizeof(real)
-    cdef bint fetch = met > STREAM, stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
+    cdef bint fetch = met > STREAM
+    cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
@@ -407,7 +408,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                     nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
                              C, bias + c if bias is not NULL else NULL, relu, stream, fetch)
                 elif back:
-                    nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False, fetch)
+                    nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False,
+                             fetch)
                     fold(first + c, D, buffer, v.n_out, C, m, buffer + v.n_out * C * m)
                 else:
                     for k in range(m):
