@@ -23,7 +23,7 @@ from libc.string cimport memset
 from fastconv._kernels.gather cimport L2_SHARE, SMALL_WORK, STREAM, Shape, bytes_met, even, make_shape, one_to_one
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data,
-    end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, point_rows, prefetch, real, take, tile_by_rows,
+    end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch, real, take, tile_by_rows,
     tile_height, tile_of_few, transpose,
 )
 
@@ -436,6 +436,9 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
+    if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and 1 <= s.C <= DOT_ROWS:
+        pass_pixels(s, src, b, b_step, bias, dst, relu, g, lo, hi, panel, panel_end)
+        return
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, end, rows, begin = 0
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
     cdef Py_ssize_t *pointed = <Py_ssize_t *> scratch  # pixels of a strip that the thread's pointers know
@@ -474,6 +477,20 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
             else:
                 tile_by_rows(rows, runs, length, a + i * runs * TILE_MR, b + panel * s.together * s.C * NR, b_step, target,
                              least(NR, s.K - panel * NR), &e)
+        panel += 1
+    end_task(before)
+
+
+cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t lo,
+                      Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
+    """`pixel_task` for few channels, where the grid is the pictures as they lie: a tile's pointers would cost more than its products."""
+    cdef Py_ssize_t NR = 2 * lanes(src), depth = s.groups * s.C, filters = s.groups * s.K
+    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, 0)
+    cdef unsigned int before = begin_task()
+    while panel < panel_end:
+        e.bias = bias + panel * NR if bias != NULL else NULL
+        outer_tile(hi - lo, s.C, src + lo * depth + g * s.C, depth, b + panel * s.together * s.C * NR, b_step,
+                   dst + lo * filters + g * s.K + panel * NR, filters, least(NR, s.K - panel * NR), &e)
         panel += 1
     end_task(before)
 

@@ -189,3 +189,37 @@ static inline void CAT(tile_of_few)(ptrdiff_t pixels, ptrdiff_t filters, ptrdiff
 #undef DEFINE_FEW
 #undef FEW_CASE
 #undef DOT_SIZE
+
+/* Fourth, for few channels: the products of the first with B in registers, while any number of pixels pass by.
+ *
+ *     c[m * c_step + n] = act(bias[n] + sum over k < length of  a[m * a_step + k] * B[k][n]),  length <= DOT_ROWS, n < cols <= NR */
+INLINE void CAT(outer_body)(const int length, const int nv, ptrdiff_t pixels, const REAL *a, ptrdiff_t a_step, const REAL *b,
+                            ptrdiff_t b_step, REAL *c, ptrdiff_t c_step, ptrdiff_t cols, const CAT(epilogue) *e) {
+    const ptrdiff_t last = cols - (nv - 1) * VL;
+    VEC w[DOT_ROWS][2], start[2];
+    UNROLL for (int v = 0; v < nv; v++) {
+        start[v] = e->bias ? CAT(load)(e->bias + v * VL) : CAT(splat)(0);
+        UNROLL for (int k = 0; k < length; k++)
+            w[k][v] = v == nv - 1 ? CAT(load_b)(b + k * b_step + v * VL, last) : CAT(load)(b + k * b_step + v * VL);
+    }
+    for (ptrdiff_t m = 0; m < pixels; m++, a += a_step, c += c_step) {
+        UNROLL for (int v = 0; v < nv; v++) {
+            VEC sum = start[v];
+            UNROLL for (int k = 0; k < length; k++) sum = CAT(fma)(CAT(splat)(a[k]), w[k][v], sum);
+            if (e->relu) sum = CAT(relu)(sum);
+            if (e->stream) CAT(stream)(c + v * VL, sum);
+            else if (v < nv - 1) CAT(store)(c + v * VL, sum);
+            else CAT(store_part)(c + v * VL, sum, last);
+        }
+    }
+}
+#define OUTER_CASE(n) \
+    case n: \
+        if (cols > VL) CAT(outer_body)(n, 2, pixels, a, a_step, b, b_step, c, c_step, cols, e); \
+        else CAT(outer_body)(n, 1, pixels, a, a_step, b, b_step, c, c_step, cols, e); \
+        break;
+static inline void CAT(outer_tile)(ptrdiff_t pixels, ptrdiff_t length, const REAL *a, ptrdiff_t a_step, const REAL *b,
+                                   ptrdiff_t b_step, REAL *c, ptrdiff_t c_step, ptrdiff_t cols, const CAT(epilogue) *e) {
+    switch (length) { EACH_FEW(OUTER_CASE) }
+}
+#undef OUTER_CASE

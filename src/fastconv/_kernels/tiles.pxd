@@ -56,6 +56,10 @@ cdef extern from "kernels.h" nogil:
                          epilogue_f32 *e)
     void tile_of_few_f64(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, double **a, double *b,
                          double **c, epilogue_f64 *e)
+    void outer_tile_f32(Py_ssize_t pixels, Py_ssize_t length, float *a, Py_ssize_t a_step, float *b, Py_ssize_t b_step, float *c,
+                        Py_ssize_t c_step, Py_ssize_t cols, epilogue_f32 *e)
+    void outer_tile_f64(Py_ssize_t pixels, Py_ssize_t length, double *a, Py_ssize_t a_step, double *b, Py_ssize_t b_step,
+                        double *c, Py_ssize_t c_step, Py_ssize_t cols, epilogue_f64 *e)
     void dot_tile_f32(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, float **a, Py_ssize_t a_run,
                       Py_ssize_t a_step, float **b, Py_ssize_t b_run, Py_ssize_t b_step, float *c)
     void dot_tile_f64(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, double **a, Py_ssize_t a_run,
@@ -154,6 +158,14 @@ cdef inline void tile_of_few(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t r
         tile_of_few_f32(pixels, filters, runs, length, a, b, c, <epilogue_f32 *> e)
     else:
         tile_of_few_f64(pixels, filters, runs, length, a, b, c, <epilogue_f64 *> e)
+
+
+cdef inline void outer_tile(Py_ssize_t pixels, Py_ssize_t length, real *a, Py_ssize_t a_step, real *b, Py_ssize_t b_step, real *c,
+                            Py_ssize_t c_step, Py_ssize_t cols, Epilogue *e) noexcept nogil:
+    if real is float:
+        outer_tile_f32(pixels, length, a, a_step, b, b_step, c, c_step, cols, <epilogue_f32 *> e)
+    else:
+        outer_tile_f64(pixels, length, a, a_step, b, b_step, c, c_step, cols, <epilogue_f64 *> e)
 
 
 cdef inline void tile_by_columns(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, real **a, Py_ssize_t a_step, real *b,
