@@ -481,9 +481,10 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
     end_task(before)
 
 
-cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g, Py_ssize_t lo,
-                      Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
-    """`pixel_task` for few channels, where the grid is the pictures as they lie: a tile's pointers would cost more than its products."""
+cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
+                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
+    """`pixel_task` for few channels, where the grid is the pictures as they lie: to point a tile at its pixels would cost more
+    than its products."""
     cdef Py_ssize_t NR = 2 * lanes(src), depth = s.groups * s.C, filters = s.groups * s.K
     cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, 0)
     cdef unsigned int before = begin_task()
