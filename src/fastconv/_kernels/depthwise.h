@@ -125,7 +125,7 @@ INLINE VEC CAT(dw_in_turn)(VEC a, VEC b, int from) {
 #define DW_ODD(a, b) CAT(dw_every_second)(a, b, 1)
 #endif
 
-/* The first `left` numbers, zeros after them: as load_part and store_part, without a loop on AVX2; and those from lane `from` on. */
+/* The first `left` numbers, zeros after them, as load_part and store_part, without a loop on AVX2; and those from a lane on. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 INLINE __m256i CAT(dw_mask)(ptrdiff_t left) {
     if (sizeof(REAL) == 4)

@@ -192,7 +192,7 @@ static inline void CAT(tile_of_few)(ptrdiff_t pixels, ptrdiff_t filters, ptrdiff
 
 /* Fourth, for few channels: the products of the first with B in registers, while any number of pixels pass by.
  *
- *     c[m * c_step + n] = act(bias[n] + sum over k < length of  a[m * a_step + k] * B[k][n]),  length <= DOT_ROWS, n < cols <= NR */
+ *     c[m * c_step + n] = act(bias[n] + sum over k < length of  a[m * a_step + k] * B[k][n]),  length <= DOT_ROWS, cols <= NR */
 INLINE void CAT(outer_body)(const int length, const int nv, ptrdiff_t pixels, const REAL *a, ptrdiff_t a_step, const REAL *b,
                             ptrdiff_t b_step, REAL *c, ptrdiff_t c_step, ptrdiff_t cols, const CAT(epilogue) *e) {
     const ptrdiff_t last = cols - (nv - 1) * VL;
