@@ -272,6 +272,24 @@ def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatc
         planning.plan.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [63, 64, 65, 70])
+def test_phases_of_depth_first_pictures_are_read_from_strips(isa, monkeypatch, cols, dtype):
+    """Rows of a phase at and around whole vectors; fewer channels than filters in a tile, and more than two tiles of them."""
+    monkeypatch.setattr(planning, "TURNED", 0)
+    planning.plan.cache_clear()
+    try:
+        for p in (
+            Problem("few", 2, 13, cols, 3, 7, (3, 5), S=2, P=(1, 2)), Problem("many", 1, 9, cols, 31, 5, (5, 4), S=2, P=1),
+            Problem("far", 2, 11, cols, 5, 18, 3, S=(3, 2), P=2, dilation=(1, 3), groups=1),
+            Problem("groups", 1, 8, cols, 6, 12, 3, S=(1, 2), P=1, groups=3),
+        ):
+            for method in ("direct", "im2col"):
+                assert list(mistakes(p, expected(p, "NCHW", dtype), method, "NCHW")) == []
+    finally:
+        planning.plan.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("cols", "batch", "filters", "turned"), [(20, 1, 32, True), (20, 32, 32, True), (32, 1, 32, False), (20, 1, 16, False)]
 )

@@ -460,7 +460,8 @@ TURNING = 6  # a vector of a depth-first picture; half of it, where a block of V
 TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
 COPYING = 12, 6  # a row into a strip, and each of its vectors
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
-PACKING = 20  # filters whose products cost as much as to pack depth-first pixels for one more tap
+PACKING = 20  # two vectors of depth-first pixels, for one more tap
+LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
@@ -538,14 +539,16 @@ def _depth_first_cycles(p: Problem) -> float:
     """Of a depth-first gather: from strips of rows, with lanes lost past their ends, or from packed panels; see plan_planes."""
     VL, (Sh, Sw) = _kernels.kernel("conv").VECTOR // _itemsize(p), p.window.S
     taps, across = len(_offsets(p, 0, False)) * len(_offsets(p, 1, False)), len(_offsets(p, 1, False)) > 1
-    (H2, W2), D, K, rows = p.window.size, p.D1 // p.groups, p.K // p.groups, p.H1
+    (H2, W2), D, K, rows, (down, right) = p.window.size, p.D1 // p.groups, p.K // p.groups, p.H1, _reach(p.window)
     if p.direction == "grad_x":
-        (H2, W2), D, K, rows, Sh, Sw = (-(-p.H1 // Sh), -(-p.W1 // Sw)), K, D, H2, 1, 1
-    products, lost = _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL
-    if W2 < VL or lost * K * taps >= PACKING * W2 * (taps - Sh * Sw):
-        return products * (1 + PACKING / max(1, K))
+        (H2, W2), D, K, rows, down, right = (-(-p.H1 // Sh), -(-p.W1 // Sw)), K, D, H2, down // Sh, right // Sw
+        Sh = Sw = 1
+    products, lost, strip = _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL, (down + 1) * D * (W2 * Sw + right) * _itemsize(p)
+    steps = taps * D * -(-p.N * H2 * W2 // (2 * VL))  # of all tiles of one row
+    if W2 < VL or lost * K * taps >= PACKING * W2 * (taps - Sh * Sw) or strip > _kernels.kernel("planes").STRIP:
+        return products + PACKING * steps
     copies = p.N * D * rows * (Sw if across else 1) * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
-    return products * (1 + lost / W2) + copies
+    return max(products, LINE * steps * 2 * VL * _itemsize(p) / 64) * (1 + lost / W2) + copies
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:
@@ -560,9 +563,11 @@ def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Proble
 
 def _im2col_cycles(p: Problem) -> float:
     """Of grad_x: the product has no more rows than dy has pixels, but each of its numbers is added to dx by itself."""
-    (H2, W2), taps, D = p.window.size, math.prod(p.window.F), p.D1 // p.groups
-    vectors = -(-D * _itemsize(p) // _kernels.kernel("conv").VECTOR)
-    return _product(p.N * H2 * W2, p.K // p.groups, taps * D, p) + ADDING * p.N * H2 * W2 * taps * vectors
+    (H2, W2), taps, D, K = p.window.size, math.prod(p.window.F), p.D1 // p.groups, p.K // p.groups
+    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
+    if p.nchw and _picture_bytes(p) > TURNED:
+        return _product(taps * D, K, p.N * H2 * W2, p) + ADDING * p.N * D * taps * H2 * -(-W2 // VL)
+    return _product(p.N * H2 * W2, K, taps * D, p) + ADDING * p.N * H2 * W2 * taps * -(-D // VL)
 
 
 def _pictures(p: Problem) -> int:

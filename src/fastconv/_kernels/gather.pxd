@@ -4,7 +4,7 @@ and strips of depth-first pictures."""
 cimport numpy as cnp
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport ceil_div, copy, fetch_lines, lanes, least, most, real
+from fastconv._kernels.tiles cimport ceil_div, copy, fetch_lines, lanes, least, most, odd_lines, real
 
 cdef enum:
     STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
@@ -74,6 +74,7 @@ cdef struct Planes:
     Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
     Py_ssize_t top, left, down        # least offsets of the taps; from the highest tap to the lowest
     Py_ssize_t height, phases, width  # source rows in a strip; sets of columns, and columns in one
+    Py_ssize_t size                   # numbers from one channel of it to the next
     Py_ssize_t scratch
 
 
@@ -86,6 +87,11 @@ cdef inline void place_planes(Shape *s, Planes *z) noexcept nogil:
     z.width = s.cols + right // s.stride_w
 
 
+cdef inline void size_planes(Planes *z, real *like) noexcept nogil:
+    """How far apart a strip's channels lie, its height known: their numbers of one place are read one after the other."""
+    z.size = odd_lines(z.height * z.phases * z.width, like)
+
+
 cdef inline void list_products(Shape *s, Planes *z, Py_ssize_t *table) noexcept nogil:
     """Where the source of each product of a sum lies in a strip, from the place of its first tap and channel on."""
     cdef Py_ssize_t t, c, right, at, next_tap = s.C if s.by_taps else 1, next_channel = 1 if s.by_taps else s.T
@@ -93,7 +99,7 @@ cdef inline void list_products(Shape *s, Planes *z, Py_ssize_t *table) noexcept 
         right = s.dw[t] - z.left
         at = ((s.dh[t] - z.top) * z.phases + right % s.stride_w) * z.width + right // s.stride_w
         for c in range(s.C):
-            table[t * next_tap + c * next_channel] = at + c * z.height * z.phases * z.width
+            table[t * next_tap + c * next_channel] = at + c * z.size
 
 
 cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t hi, real *to) noexcept nogil:
@@ -117,3 +123,4 @@ cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_s
                     memset(to + end, 0, (z.width - end) * sizeof(real))
                 to += z.width
         src += s.Hs * s.Ws
+        to += z.size - z.height * z.phases * z.width

@@ -14,7 +14,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes,
+    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile,
@@ -408,9 +408,10 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
         z.strip.rows = 0
         return z
     z.strip.height = (z.strip.rows - 1) * z.strip.step + z.strip.down + 1
+    size_planes(&z.strip, like)
     z.across, z.down, z.size = ceil_div(z.products, DOT_COLS), ceil_div(s.K, DOT_ROWS), ceil_div(DOT_ROWS * DOT_COLS, VL) * VL
     z.cuts = most(1, least(z.down, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
-    z.source = z.strip.height * s.C * z.strip.phases * z.strip.width
+    z.source = s.C * z.strip.size
     z.scratch = aligned(z.products * sizeof(Py_ssize_t)) + aligned((z.pictures * z.source + 2 * VL) * sizeof(real))
     return z
 

@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
     L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, even, list_products, make_shape,
-    one_to_one, place_planes,
+    one_to_one, place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
     SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy, data, end_task, find_tiles, lanes,
@@ -30,6 +30,10 @@ find_tiles(addresses)
 cdef enum:
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
+    MOST_OF_STRIP = 2 * L2_SHARE  # bytes of the rows under one row of the grid that are copied, not packed
+
+
+STRIP = MOST_OF_STRIP  # for the arithmetic that chooses a method
 
 
 @cython.final
@@ -203,17 +207,22 @@ cdef void passes_task(Pass *p, Py_ssize_t n, real *src, real *rows, Py_ssize_t d
                 set_task(&p[j].s, &p[j].z, src, rows, depth, bias, dst, relu, i, scratch)
 
 
+cdef inline Py_ssize_t result_width(Shape *s, real *like) noexcept nogil:
+    """Numbers of a row of results that wait to be scattered."""
+    return ceil_div(s.cols, 2 * lanes(like)) * 2 * lanes(like)
+
+
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     cdef Planes z
     cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row
     memset(&z, 0, sizeof(Planes))
-    if s.T == 0 or s.step_h * s.step_w > 1 or s.cols != s.Wd or s.cols < VL or s.C == 0:
+    if s.T == 0 or s.cols < VL or s.C == 0:
         return z
     place_planes(s, &z)
     row = s.C * z.phases * z.width
     # Lanes past a row's end are lost; to pack a source pixel for one more tap would cost as much as PACKING filters.
     if ((ceil_div(s.cols, VL) * VL - s.cols) * s.K * s.T >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
-            or (z.down + 1) * row > 2 * share):
+            or (z.down + 1) * row * <Py_ssize_t> sizeof(real) > MOST_OF_STRIP):
         return z
     z.rows = most(1, least(s.rows, (share // row - z.down) // z.step))
     while z.rows > 1 and s.N * s.groups * ceil_div(s.rows, z.rows) < 4 * threads:
@@ -221,8 +230,9 @@ cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     z.strips = ceil_div(s.rows, z.rows)
     z.rows = ceil_div(s.rows, z.strips)
     z.height = (z.rows - 1) * z.step + z.down + 1
+    size_planes(&z, like)
     z.scratch = (aligned(s.C * s.T * sizeof(Py_ssize_t)) + aligned(ceil_div(s.K, TILE_MR) * s.T * TILE_MR * sizeof(void *))
-                 + aligned((z.height * row + 2 * VL) * sizeof(real)))
+                 + aligned((s.C * z.size + 2 * VL + TILE_MR * result_width(s, like)) * sizeof(real)))
     return z
 
 
@@ -231,10 +241,11 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
     """Task `at`: a strip of a picture, then a group, then a picture."""
     cdef Py_ssize_t NR = 2 * lanes(src), strip = at % z.strips, g = at // z.strips % s.groups, n = at // z.strips // s.groups
     cdef Py_ssize_t lo = s.rows * strip // z.strips, hi = s.rows * (strip + 1) // z.strips, blocks = ceil_div(s.K, TILE_MR)
-    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, b, t, first, n_rows, plane = s.Hd * s.Wd
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, m, b, t, first, n_rows, plane = s.Hd * s.Wd
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real **a = <real **> (scratch + aligned(s.C * s.T * sizeof(Py_ssize_t)))
     cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
+    cdef real *result = rows + s.C * z.size + NR
     cdef real *target[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch)
     cdef unsigned int before = begin_task()
@@ -259,10 +270,16 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                 e.bias = bias + g * s.K + first
             j = 0
             while j < s.cols:
-                point_rows(target, dst + first * plane + (lo + i) * s.Wd + j, plane, n_rows)
+                if s.apart:
+                    point_rows(target, result + j, result_width(s, src), n_rows)
+                else:
+                    point_rows(target, dst + first * plane + (lo + i) * s.Wd + j, plane, n_rows)
                 tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.step * z.phases * z.width + j,
                               table, target, least(NR, s.cols - j), &e)
                 j += NR
+            for m in range(n_rows if s.apart else 0):
+                spread(dst + (first + m) * plane + (s.origin_h + (lo + i) * s.step_h) * s.Wd + s.origin_w,
+                       result + m * result_width(s, src), s.cols, s.step_w)
     end_task(before)
 
 

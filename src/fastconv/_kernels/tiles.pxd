@@ -120,9 +120,19 @@ cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a > b else b
 
 
+cdef enum:
+    CACHE_LINE = 64  # bytes
+
+
 cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
     """Rounded up to whole cache lines."""
-    return ceil_div(bytes, 64) * 64
+    return ceil_div(bytes, CACHE_LINE) * CACHE_LINE
+
+
+cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
+    """Rounded up to an odd count of cache lines: so many apart, numbers that are met together lie in different cache sets."""
+    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real)
+    return (ceil_div(numbers, line) | 1) * line
 
 
 cdef enum:

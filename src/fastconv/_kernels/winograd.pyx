@@ -32,7 +32,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
-    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, prefetch_low, real, spread, take, tile_by_columns,
+    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, prefetch_low, real, spread, take, tile_by_columns,
     tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
@@ -47,16 +47,9 @@ cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
-    CACHE_LINE = 64
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
     TILES = 48  # in a block of grad_w: its sums pass through a core's first-level cache once for all of them
-
-cdef inline Py_ssize_t odd_lines(Py_ssize_t numbers, real *like) noexcept nogil:
-    """Rounded up to an odd count of cache lines, so that equal places of the n*n values fall into different cache sets."""
-    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real)
-    return (ceil_div(numbers, line) | 1) * line
-
 
 cdef struct Picture:
     # A batch of pictures as one group sees them, or one phase of each.
