@@ -32,8 +32,8 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
-    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, prefetch_low, real, spread, take, tile_by_columns,
-    tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
+    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, prefetch_low, real, spread, take,
+    tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
 from fastconv._kernels import memory
