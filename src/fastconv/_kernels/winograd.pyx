@@ -49,6 +49,7 @@ cdef enum:
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
+    NEAR = 256  # bytes between rows of weights that the processor fetches without being told
     TILES = 48  # in a block of grad_w: its sums pass through a core's first-level cache once for all of them
 
 cdef struct Picture:
@@ -649,12 +650,21 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
     cdef Py_ssize_t row = s.groups * (C if s.transposed else K)  # of depth-last weights: (taps, C or K, row)
     cdef real *at = w + (k * row + g * C + c if s.transposed else c * row + g * K + k)
+    if (s.S == 1 and not s.transposed and not s.dst[0].nchw
+            and at + ((taps - 1) * C + n - 1) * row + VL <= w + taps * C * row):  # lanes past the last filter: the next row's
+        for i in range(n):
+            for t in range(taps if row * <Py_ssize_t> sizeof(real) > NEAR else 0):
+                fetch_lines(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES)
+            winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, at + i * row, s.rw * C * row, C * row,
+                            U + i * z.width, z.u_step, 0, 0, first, end)
+        return
     if depth < VL and (s.dst[0].nchw or s.transposed):
         memset(turned, 0, n * taps * VL * sizeof(real))
     if s.dst[0].nchw and not s.transposed:    # w is (groups*K, C, taps)
         transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, n * taps)
     elif s.dst[0].nchw:                       # w is (groups*C, K, taps)
         for i in range(n):
+            fetch_lines(w + ((g * C + c + i + 4) * K + k) * taps, depth * taps * sizeof(real))
             transpose(turned + i * taps * VL, VL, w + ((g * C + c + i) * K + k) * taps, taps, depth, taps)
     else:
         for t in range(taps):
