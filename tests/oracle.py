@@ -10,7 +10,9 @@ which is eps times the rms of a sum of n products, times a + b*sqrt(m), where m 
 transforms (channels, or tiles for a gradient by w). `WINOGRAD` holds a and b, what test_winograd.py measures.
 """
 
+import ctypes
 import functools
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,19 @@ def guarded(a: np.ndarray) -> np.ndarray:
     out, _ = canary(a.shape, a.dtype)
     out[...] = a
     out.flags.writeable = False
+    return out
+
+
+def fenced(a: np.ndarray, before: bool) -> np.ndarray:
+    """A copy of `a` that ends, or begins, at a page that nobody may touch: a kernel that reads past it is killed. On Linux."""
+    size = -(-max(1, a.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for fence in (start, start + mmap.PAGESIZE + size):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(mmap.PAGESIZE), 0):
+            raise OSError("no fence could be put up")
+    out = np.frombuffer(memory, a.dtype, a.size, mmap.PAGESIZE + (0 if before else size - a.nbytes)).reshape(a.shape)
+    out[...] = a
     return out
 
 

@@ -5,6 +5,9 @@ three threads. Inputs lie between NaNs and are read-only; results are written to
 stays as it was. Tolerances are derived in oracle.py.
 """
 
+import os
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastconv as fc
 from fastconv import _kernels, planning, reference
-from oracle import RESULTS, bits, canary, difference, expected, guarded, intact
+from oracle import RESULTS, Expected, bits, canary, difference, expected, fenced, guarded, intact
 from problems import PROBLEMS, Problem
 from strategies import odd_problems
 
@@ -165,6 +168,27 @@ def test_every_problem_agrees_with_the_oracle(isa, layout, dtype, method):
     able = [p for p in ALL if can(p, method)]
     assert len(able) > (113 if method == "winograd" else 193)
     assert [m for p in able for m in mistakes(p, expected(p, layout, dtype), method, layout)] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fences are put up by Linux's mprotect")
+@pytest.mark.parametrize("before", [False, True], ids=["ends", "begins"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_touched_beyond_the_arrays(isa, layout, before):
+    """In a child process, which a read past an operand's end, or before its beginning, would kill."""
+    child = os.fork()
+    if child == 0:
+        failed = 1
+        try:
+            for p in ALL:
+                e, how = Expected(*(fenced(a, before) for a in p.arrays(layout)), {}, {}, {}), {"layout": layout, **p.how}
+                shapes = {"dx": p.x_shape(layout), "dw": p.w_shape(layout)}
+                out = {name: fenced(np.empty(shapes.get(name, p.y_shape(layout)), "f4"), before) for name in RESULTS}
+                for method in (m for m in METHODS[:3] if can(p, m)):
+                    convolve(e, out, method=method, **how)
+            failed = 0
+        finally:
+            os._exit(failed)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
