@@ -464,6 +464,7 @@ PACKING = 20  # two vectors of depth-first pixels, for one more tap
 LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
+CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
 # still less where no cache keeps the filters of its phases.
 MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.75, 0.62
@@ -495,7 +496,7 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
     values = nh * nw if S == 1 else (2 * nh - p.window.F[0] % 2) ** 2  # of all phases: odd ones of odd filters have n - 1 a side
     d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
     if p.direction == "grad_w":
-        corners = TRANSFORM["data"] * d * -(-K // 64) + 2 * TRANSFORM["filter"] * k * -(-D // 64)
+        corners = TRANSFORM["data"] * d * -(-K // CORNER) + 2 * TRANSFORM["filter"] * k * -(-D // CORNER)
         visits = values * D * k * MOVING * 2 * math.ceil(tiles / _parts(p, m) / BLOCK) * _parts(p, m)
         products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
         return products + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)

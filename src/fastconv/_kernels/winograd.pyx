@@ -50,7 +50,10 @@ cdef enum:
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
     NEAR = 256  # bytes between rows of weights that the processor fetches without being told
-    TILES = 48  # in a block of grad_w: its sums pass through a core's first-level cache once for all of them
+    CORNER = 128  # channels of a corner of grad_w at most,
+    SUMS = 2400000  # and bytes of it: the larger, the fewer times pictures are transformed
+    ROOM = 3900000  # bytes of those and a block of tiles
+    TILES = 96  # in a block of grad_w at most: its sums pass through a core's first-level cache once for all of them
 
 cdef struct Picture:
     # A batch of pictures as one group sees them, or one phase of each.
@@ -818,26 +821,30 @@ cdef class WeightGradient:
 
 cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Corners z
-    cdef Py_ssize_t VL = lanes(like), values = s.values, room = 600000 // (values * <Py_ssize_t> sizeof(real))
-    cdef Py_ssize_t tasks = parts * s.groups * s.sources, part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts)
+    cdef Py_ssize_t VL = lanes(like), each = s.values * <Py_ssize_t> sizeof(real), C, K
+    cdef Py_ssize_t tasks = parts * s.groups * s.sources, part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts), tiles
     z.whole = parts == s.sources == 1
     z.width = VL if s.K <= VL else 2 * VL
     z.vectors, z.panels = most(1, ceil_div(s.src[0].depth, VL)), most(1, ceil_div(s.K, z.width))
     z.ld = z.panels * z.width
-    z.down = ceil_div(z.vectors, 4)
-    z.across = ceil_div(z.panels, most(1, room // (least(4, z.vectors) * VL) // z.width))
+    z.down = ceil_div(z.vectors * VL, CORNER)
+    C = ceil_div(z.vectors, z.down) * VL
+    z.across = ceil_div(z.panels, most(1, SUMS // each // C // z.width))
+    K = ceil_div(z.panels, z.across) * z.width
+    # Evenly many tiles a block, of which the order of the sums depends: so not on what follows.
+    tiles = most(1, least(TILES, (ROOM // each - C * K) // (C + K)))
+    z.tiles = most(1, ceil_div(part, most(1, ceil_div(part, tiles))))
     # A task for each thread, and none left over.
     while z.down < z.vectors and (tasks * z.down * z.across < threads
-                                  or tasks * z.down * z.across < 4 * threads and tasks * z.down * z.across % threads):
+                                  or tasks * z.down * z.across < 8 * threads and tasks * z.down * z.across % threads):
         z.down += 1
     while z.across < z.panels and tasks * z.down * z.across < threads:
         z.across += 1
     z.C, z.K = ceil_div(z.vectors, z.down) * VL, ceil_div(z.panels, z.across) * z.width
-    z.tiles = most(1, ceil_div(part, most(1, ceil_div(part, TILES))))  # evenly many a block
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = aligned((values * (z.v_step + z.d_step + z.m_step) + z.patch) * sizeof(real))
+    z.scratch = aligned((s.values * (z.v_step + z.d_step + z.m_step) + z.patch) * sizeof(real))
     return z
 
 
