@@ -14,12 +14,13 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, copy_planes, list_products, make_shape, place_planes, size_planes,
+    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, list_products, make_shape, one_to_one, place_planes,
+    size_planes,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data, dot_tile,
-    end_task, fetch_lines, find_tiles, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows, tile_height,
-    transpose, write_weights,
+    CACHE_LINE, DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data,
+    dot_tile, end_task, fetch_lines, find_tiles, lanes, least, most, point_rows, real, tile_by_columns, tile_by_rows,
+    tile_height, transpose, write_weights,
 )
 
 from fastconv._kernels import memory
@@ -56,6 +57,7 @@ cdef struct Strips:
     bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
+    bint ahead                        # source and dy lie as one row each, which no cache keeps: tiles call for the next strip
 
 
 @cython.final
@@ -166,9 +168,11 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
         z.taps += 1
     z.direct, z.whole, z.stream = parts == 1 and not self.filters_first, parts == 1 and self.filters_first, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
-    z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and s.T // z.taps * ceil_div(s.C, TILE_MR) <= 8
+    z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR)
                      and (pixel <= FEW_SETS or pixel % FEW_SETS))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
+    z.ahead = (z.in_place and z.dy_in_place and z.cuts == z.splits == s.groups == 1 and one_to_one(s)
+               and bytes_met(s, like) > STREAM)
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
     z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
@@ -190,7 +194,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
     cdef Py_ssize_t block = z.blocks * split // z.splits, block_end = z.blocks * (split + 1) // z.splits
     cdef Py_ssize_t panel = z.panels * cut // z.cuts, panel_end = z.panels * (cut + 1) // z.cuts
     cdef Py_ssize_t part = task // z.splits // z.cuts // s.groups, row_end = s.N * s.rows * (part + 1) // parts
-    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows
+    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows, calls
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
@@ -208,8 +212,10 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
         else:
             d = packed
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
+        calls = 0
         for i in range(block, block_end if z.in_place else block):
-            pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate)
+            pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate,
+                            &calls if z.ahead and row + rows < row_end else NULL)
             if at_once:
                 write_block(s, z, total, dw, g, i, panel, panel_end)
         b = block
@@ -243,7 +249,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -260,15 +266,16 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
 
 cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
                           Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
-                          bint accumulate) noexcept nogil:
-    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
+                          bint accumulate, Py_ssize_t *calls) noexcept nogil:
+    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first). If
+    given, `calls` counts the strip's tiles, which call for the next one."""
     cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
     cdef Py_ssize_t depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
     cdef Py_ssize_t pieces = ceil_div(channels, tile_height((pixels if z.gaps else plane) * sizeof(real)) if nchw else TILE_MR)
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
     cdef real *at
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL)
     for i in range(pieces):
         first = channels * i // pieces
         n = channels * (i + 1) // pieces - first
@@ -294,8 +301,20 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
             elif nchw:
                 tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             else:
+                if calls != NULL:
+                    e.ahead = lines_ahead(s, src + (row + rows) * s.cols * s.C, d + pixels * s.K, pixels, calls[0])
+                    calls[0] += 1
                 tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,
                                 least(NR, s.K - p * NR), &e)
+
+
+cdef inline void *lines_ahead(Shape *s, real *x, real *d, Py_ssize_t pixels, Py_ssize_t call) noexcept nogil:
+    """Where tile number `call` of a strip calls for a line for each of its pixels: lines of the next strip's source x, then of its
+    dy, d; NULL when all are called for. So memory is at work while the products are, not before them."""
+    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real), of_x = ceil_div(s.C, line)
+    if call < of_x:
+        return x + call * line * pixels
+    return d + (call - of_x) * line * pixels if call - of_x < ceil_div(s.K, line) else NULL
 
 
 cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,

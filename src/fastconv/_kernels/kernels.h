@@ -29,9 +29,10 @@
 #endif
 
 /* Calls every cache line of a stretch of memory, which seldom begins with one, into the second-level cache. */
+#define CACHE_LINE 64
 INLINE void fetch_lines(const void *p, ptrdiff_t bytes) {
-    enum { LINE = 64 };
-    for (const char *line = (const char *)p - (size_t)p % LINE; line < (const char *)p + bytes; line += LINE) prefetch_low(line);
+    const char *line = (const char *)p - (size_t)p % CACHE_LINE;
+    for (; line < (const char *)p + bytes; line += CACHE_LINE) prefetch_low(line);
 }
 
 /* MR rows of two vectors fill the registers: 28 + 2 + 1 of 32, 12 + 2 + 1 of 16. */

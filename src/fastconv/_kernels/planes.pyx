@@ -247,7 +247,7 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
     cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
     cdef real *result = rows + s.C * z.size + NR
     cdef real *target[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch, NULL)
     cdef unsigned int before = begin_task()
     src += (n * s.groups + g) * s.C * s.Hs * s.Ws
     dst += (n * s.groups + g) * s.K * plane
@@ -323,7 +323,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
     cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
     cdef real *result = packed + z.together * z.channels * s.T * NR
-    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch, NULL)
     cdef unsigned int before = begin_task()
     while True:
         some = least(z.channels, s.C - c)

@@ -21,6 +21,7 @@ typedef struct {
     int relu;          /* C ends as max(C, 0) */
     int stream;        /* C is written past the caches; its rows begin at whole vectors and cols is a multiple of VL */
     int fetch;         /* C lies far away: its lines are called for while the products run */
+    const void *ahead; /* NULL, or, by columns, lines that are called for while the products run, one for each k */
 } CAT(epilogue);
 
 #define TILE_ARGUMENTS \

@@ -37,6 +37,8 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             UNROLL for (int v = 0; v < nv; v++) prefetch_to_write(c[m] + v * VL);
         }
     }
+    const char *ahead = e->ahead ? e->ahead : b;
+    const ptrdiff_t next = e->ahead ? CACHE_LINE : 0;
     for (ptrdiff_t u = 0; u < runs; u++) {
         const REAL *row[MR];
         const ptrdiff_t n = by_rows && !keep && !table && !a[0] ? 0 : length;
@@ -45,6 +47,10 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         PRAGMA_UNROLL_K
         for (ptrdiff_t k = 0; k < n; k++) {
             VEC bk[2];
+            if (!by_rows) {
+                prefetch_low(ahead);
+                ahead += next;
+            }
             const REAL *at = table ? b + *table++ : b;
             UNROLL for (int v = 0; v < nv; v++)
                 bk[v] = v == nv - 1 && (nv == 1 || !by_rows) && !table ? CAT(load_b)(at + v * VL, last) : CAT(load)(at + v * VL);

@@ -10,6 +10,7 @@ ctypedef fused real:
 cdef extern from "kernels.h" nogil:
     enum:
         TILE_MR "MR"
+        CACHE_LINE
         DOT_ROWS
         DOT_COLS
         PART_OF_B
@@ -33,9 +34,11 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct epilogue_f32:
         float *bias
         int bias_by_row, accumulate, relu, stream, fetch
+        void *ahead
     ctypedef struct epilogue_f64:
         double *bias
         int bias_by_row, accumulate, relu, stream, fetch
+        void *ahead
     void tile_by_rows_f32(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, float **a, Py_ssize_t a_step, float *b,
                           Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_rows_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
@@ -102,6 +105,7 @@ cdef struct Epilogue:
     # how a tile begins and ends: see epilogue in tile.h
     void *bias
     int bias_by_row, accumulate, relu, stream, fetch
+    void *ahead
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -118,10 +122,6 @@ cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a > b else b
-
-
-cdef enum:
-    CACHE_LINE = 64  # bytes
 
 
 cdef inline Py_ssize_t aligned(Py_ssize_t bytes) noexcept nogil:
