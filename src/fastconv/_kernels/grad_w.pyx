@@ -168,8 +168,8 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
         z.taps += 1
     z.direct, z.whole, z.stream = parts == 1 and not self.filters_first, parts == 1 and self.filters_first, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
-    z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR)
-                     and (pixel <= FEW_SETS or pixel % FEW_SETS))
+    z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
+                     and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     z.ahead = (z.in_place and z.dy_in_place and z.cuts == z.splits == s.groups == 1 and one_to_one(s)
                and bytes_met(s, like) > STREAM)
