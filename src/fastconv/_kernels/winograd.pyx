@@ -31,7 +31,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
+    CACHE_LINE, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
     fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, prefetch_low, real, spread, take,
     tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
@@ -367,15 +367,63 @@ cdef inline Py_ssize_t patch_size(Shape *s, Py_ssize_t tiles, real *like) noexce
     return 2 * (rows * s.mh + s.nh - s.mh) * (cols * s.mw + s.nw - s.mw) * lanes(like)
 
 
-cdef inline void fetch_pixels(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
-                              Py_ssize_t c, Py_ssize_t c_end) noexcept nogil:
-    """Calls for the pixels of a rectangle in the order in which they lie, which is not that of the tiles."""
-    cdef Py_ssize_t i, j = most(0, w), end = least(p.W, w + cols), some = end - j if p.col == c_end - c else 1
-    for i in range(most(0, h), least(p.H, h + rows)):
-        j = most(0, w)
-        while j < end:  # a row of them at once, if they lie side by side
-            fetch_lines(pixel(p, at, g, i, j, c), some * (c_end - c) * sizeof(real))
-            j += some
+cdef struct Walk:
+    # Over the pixels of a block of tiles to come: their cache lines are called for, a few at a time, while others are multiplied.
+    Shape *s
+    Picture *batch
+    Py_ssize_t g, c, c_end            # group, and channels of it
+    Py_ssize_t q, q_end               # tiles in rectangles that are left
+    Py_ssize_t lines                  # of a step; none if some cache keeps the pictures
+    Py_ssize_t run, runs, inner       # stretches of a rectangle: the next one, all, and those of one row or, depth first, channel
+    Py_ssize_t bytes, down, along     # of a stretch, from one row or channel to the next, and from one stretch in it to the next
+    char *first
+    char *at                          # what is left of the last stretch
+    char *end
+
+
+cdef Walk walk_over(Shape *s, Picture *batch, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t c,
+                    Py_ssize_t c_end, Py_ssize_t steps) noexcept nogil:
+    """In so many steps or fewer: tiles take less than twice as many pixels as results."""
+    cdef Walk k
+    memset(&k, 0, sizeof(Walk))
+    k.s, k.batch, k.g, k.c, k.c_end, k.q, k.q_end = s, batch, g, c, c_end, q, q_end
+    if beyond_caches(s, at):
+        k.lines = ceil_div(2 * (q_end - q) * s.mh * s.mw * (c_end - c) * <Py_ssize_t> sizeof(real), CACHE_LINE * most(1, steps))
+    return k
+
+
+cdef void next_rectangle(Walk *k, real *at) noexcept nogil:
+    cdef Shape *s = k.s
+    cdef Rectangle a = rectangle(s, k.q, k.q_end)
+    cdef Picture p = picture(s, k.batch, a.n)
+    cdef Py_ssize_t h = a.h + p.top, w = a.w + p.left, rows, cols
+    rows = most(0, least(p.H, h + a.rows * s.mh + s.nh - s.mh) - most(0, h))
+    cols = most(0, least(p.W, w + a.cols * s.mw + s.nw - s.mw) - most(0, w))
+    k.q += a.rows * a.cols
+    k.first, k.run = <char *> pixel(&p, at, k.g, most(0, h), most(0, w), k.c), 0
+    if p.nchw:
+        k.runs, k.inner, k.bytes, k.down, k.along = (k.c_end - k.c) * rows, rows, cols * p.col, p.channel, p.row
+    elif p.col == k.c_end - k.c:  # pixels lie side by side
+        k.runs, k.inner, k.bytes, k.down, k.along = rows, 1, cols * p.col, p.row, 0
+    else:
+        k.runs, k.inner, k.bytes, k.down, k.along = rows * cols, cols, k.c_end - k.c, p.row, p.col
+    k.bytes, k.down, k.along = k.bytes * sizeof(real), k.down * sizeof(real), k.along * sizeof(real)
+
+
+cdef inline void walk(Walk *k, real *at) noexcept nogil:
+    """One step."""
+    for _ in range(k.lines):
+        while k.at >= k.end:
+            if k.run < k.runs:
+                k.at = k.first + k.run // k.inner * k.down + k.run % k.inner * k.along
+                k.end, k.run = k.at + k.bytes, k.run + 1
+            elif k.q < k.q_end:
+                next_rectangle(k, at)
+            else:
+                k.lines = 0
+                return
+        prefetch_low(k.at)
+        k.at += CACHE_LINE
 
 
 cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
@@ -387,6 +435,7 @@ cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_s
     cdef Rectangle a
     cdef Picture p
     cdef Slots z = slots_of(s, q, q_end)
+    cdef Walk k
     cdef real *d
     cdef real *of
     cdef real *to
@@ -395,8 +444,9 @@ cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_s
         p = picture(s, batch, a.n)
         h, w = a.h + p.top, a.w + p.left
         rows, cols = (a.rows - 1) * s.mh + (s.mh if gradient else s.nh), (a.cols - 1) * s.mw + (s.mw if gradient else s.nw)
-        if not p.nchw and beyond_caches(s, at):
-            fetch_pixels(&p, at, g, h, w, rows, cols, c, c_end)
+        if not p.nchw and beyond_caches(s, at):  # what is not there yet
+            k = walk_over(s, batch, at, g, q, q + a.rows * a.cols, c, c_end, 1)
+            walk(&k, at)
         for v in range(ceil_div(c_end - c, VL)):
             b = c + v * VL
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
@@ -726,6 +776,11 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
+    # A thread's next task is mostly the next block.
+    cdef Py_ssize_t next = q_end if s.sources == s.groups == z.cuts == z.shares == 1 else s.N * s.tiles_h * s.tiles_w
+    cdef Py_ssize_t steps = values * ceil_div(q_end - q, TILE_MR) * (panel_end - panel)
+    cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
+    cdef Walk ahead = walk_over(s, &s.src[0], src, g, next, next_end, 0, s.C, steps)
     for i in range(s.sources if held(z, scratch)[0] != q * s.groups + g else 0):
         # one after the other: what follows a phase's last channel is the next one's
         transform_data(s, &s.src[i], False, src, g, q, q_end, 0, s.src[i].depth, first, last, V + i * s.src[i].depth, z.C,
@@ -735,14 +790,14 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
         if not z.channels:
-            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C, first, last)
+            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C, first, last, &ahead, src)
         c = 0
         while z.channels and c < s.C:
             c_end = least(s.C, c + z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS)):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
-            multiply(s, z, V, own, M, &slots, panel, end, c, c_end, first, last)
+            multiply(s, z, V, own, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
             c = c_end
         if last - first == s.nh:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
@@ -752,9 +807,11 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
 
 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots, Py_ssize_t panel, Py_ssize_t panel_end,
-                   Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t first_row, Py_ssize_t last_row) noexcept nogil:
+                   Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t first_row, Py_ssize_t last_row, Walk *ahead,
+                   real *src) noexcept nogil:
     """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel] * U[value][channel - c][filter], added to
-    what the channels before them gave, for some rows of the values and the tiles that need them."""
+    what the channels before them gave, for some rows of the values and the tiles that need them; a step `ahead` in src for each
+    product."""
     cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
@@ -773,6 +830,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
                 for m in range(rows):
                     a[m] = V + value * z.v_step + (first + m) * z.C + lo
                     to[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
+                walk(ahead, src)
                 tile_by_rows(rows, 1, hi - lo, a, U + value * z.u_step + p * z.u_panel + (lo - c) * NR, NR, to, width, &e)
 
 
@@ -909,6 +967,8 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
     cdef real *M = D + values * z.d_step
     cdef real *patch = M + values * z.m_step
     cdef Slots slots
+    cdef Walk x_ahead, dy_ahead
+    cdef Py_ssize_t steps = values * ceil_div(c_end - c, TILE_MR) * ceil_div(k_end - k, 2 * VL)
     cdef bint add = False
     cdef unsigned int before = begin_task()
     if q == q_end:
@@ -918,7 +978,9 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
         transform_data(s, &s.src[f], False, src, g, q, end, c, c_end, 0, <int> s.nh, V, z.C, z.v_step, patch)
         transform_data(s, &s.dst[0], True, dy, g, q, end, k, k_end, 0, <int> s.nh, D, z.K, z.d_step, patch)
         slots = slots_of(s, q, end)
-        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k, add)
+        x_ahead = walk_over(s, &s.src[f], src, g, end, least(q_end, end + z.tiles), c, c_end, steps)
+        dy_ahead = walk_over(s, &s.dst[0], dy, g, end, least(q_end, end + z.tiles), k, k_end, steps)
+        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k, add, &x_ahead, src, &dy_ahead, dy)
         q, add = end, True
     for i in range(c_end - c):
         for v in range(ceil_div(k_end - k, VL)):
@@ -947,7 +1009,8 @@ cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t 
 
 
 cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *slots, Py_ssize_t f, Py_ssize_t channels,
-                       Py_ssize_t filters, bint add) noexcept nogil:
+                       Py_ssize_t filters, bint add, Walk *x_ahead, real *src, Walk *dy_ahead,
+                       real *dy) noexcept nogil:
     """M[value][c][k] = sum over slots of V[value][slot][c] * D[value][slot][k], of the values that phase f has and the tiles that
     need them; added to what was there, or not."""
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, begin, end, blocks = ceil_div(channels, TILE_MR)
@@ -968,5 +1031,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *s
                 k = p * NR
                 for m in range(rows):
                     c[m] = M + value * z.m_step + (first + m) * z.K + k
+                walk(x_ahead, src)
+                walk(dy_ahead, dy)
                 tile_by_columns(rows, 1, end - begin, &a, z.C, D + value * z.d_step + begin * z.K + k, z.K, c,
                                 NR if filters - k > NR // 2 else NR // 2, &e)
