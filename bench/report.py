@@ -40,11 +40,13 @@ def duration(seconds: float) -> str:
 
 
 def machine() -> str:
-    """The processor's name and its number of cores."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    """The processor's name, on Linux its family and model, for virtual machines hide the rest, and its number of cores."""
+    name, file = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if file.exists():
+        told = dict(map(str.strip, line.split(":", 1)) for line in file.read_text().splitlines() if ":" in line)
+        name = told.get("model name", name)
+        if "cpu family" in told:
+            name += f" (family {told['cpu family']}, model {told.get('model', '?')})"
     return f"{name}, {os.cpu_count()} cores"
 
 
