@@ -21,7 +21,8 @@ times one of channels x filters.
 A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
 thread. Tiles that the picture's edge cuts do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each
 value has its tiles side by side (`Slots`). What crosses an edge, ends a channel vector or lies depth-first passes through a small
-patch, [row][column][VL channels]. Arguments are trusted; every number is summed in an order that depends on neither threads nor
+patch, [row][column][VL channels]. Pictures that no cache keeps are called for while the block before is multiplied (`Walk`).
+Arguments are trusted; every number is summed in an order that depends on neither threads nor
 batch.
 """
 
@@ -383,7 +384,7 @@ cdef struct Walk:
 
 cdef Walk walk_over(Shape *s, Picture *batch, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t c,
                     Py_ssize_t c_end, Py_ssize_t steps) noexcept nogil:
-    """In so many steps or fewer: tiles take less than twice as many pixels as results."""
+    """In so many steps, of tiles that take twice as many pixels as they give results; what is beyond that is left out."""
     cdef Walk k
     memset(&k, 0, sizeof(Walk))
     k.s, k.batch, k.g, k.c, k.c_end, k.q, k.q_end = s, batch, g, c, c_end, q, q_end
