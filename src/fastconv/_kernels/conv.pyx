@@ -39,6 +39,7 @@ find_tiles(addresses)
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
+    PASS_STREAM = 3 << 24  # bytes of pictures from which on those of few channels, read and written in one sweep, stream
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
     STRETCH = 1 << 14     # weights that are worth a task of their own
@@ -436,7 +437,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
-    if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and 1 <= s.C <= DOT_ROWS:
+    if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and s.C >= 1 and not few(s, src):
         pass_pixels(s, src, b, b_step, bias, dst, relu, g, lo, hi, panel, panel_end)
         return
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, end, rows, begin = 0
@@ -483,15 +484,29 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
 
 cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
                       Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
-    """`pixel_task` for few channels, where the grid is the pictures as they lie: to point a tile at its pixels would cost more
-    than its products."""
-    cdef Py_ssize_t NR = 2 * lanes(src), depth = s.groups * s.C, filters = s.groups * s.K
-    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, 0, NULL)
+    """`pixel_task` where the grid is the pictures as they lie: what a tile reads and writes is counted, not looked up."""
+    cdef Py_ssize_t NR = 2 * lanes(src), depth = s.groups * s.C, filters = s.groups * s.K, blocks, i, rows, q, cols
+    cdef real *a[TILE_MR]
+    cdef real *c[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, s.fetch, NULL)
     cdef unsigned int before = begin_task()
+    blocks = ceil_div(hi - lo, pixels_a_tile(s, src))
+    src, dst = src + g * s.C, dst + g * s.K
     while panel < panel_end:
         e.bias = bias + panel * NR if bias != NULL else NULL
-        outer_tile(hi - lo, s.C, src + lo * depth + g * s.C, depth, b + panel * s.together * s.C * NR, b_step,
-                   dst + lo * filters + g * s.K + panel * NR, filters, least(NR, s.K - panel * NR), &e)
+        q, cols = lo, least(NR, s.K - panel * NR)
+        if s.C <= DOT_ROWS:
+            e.stream = s.stream and bytes_met(s, src) > PASS_STREAM
+            outer_tile(hi - lo, s.C, src + lo * depth, depth, b + panel * s.together * s.C * NR, b_step,
+                       dst + lo * filters + panel * NR, filters, cols, &e)
+        for i in range(blocks if s.C > DOT_ROWS else 0):
+            rows = (hi - q) // (blocks - i)
+            point_rows(a, src + q * depth, depth, rows)
+            point_rows(c, dst + q * filters + panel * NR, filters, rows)
+            if s.ahead and panel == panel_end - 1:
+                fetch_pixels(s, src, 0, q + hi - lo, rows)
+            tile_by_rows(rows, 1, s.C, a, b + panel * s.together * s.C * NR, b_step, c, cols, &e)
+            q += rows
         panel += 1
     end_task(before)
 

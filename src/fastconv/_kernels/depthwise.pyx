@@ -66,7 +66,7 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
-    STREAM = 1 << 24       # bytes of pictures that no cache keeps: they are fetched, and results written past the caches
+    STREAM = 5 << 22       # bytes of pictures that no cache keeps: they are fetched, and results written past the caches
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
@@ -358,8 +358,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     """
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
-    cdef Py_ssize_t met = N * (h.n_in * v.n_in * x_depth + h.n_out * v.n_out * y_depth) * <Py_ssize_t> sizeof(real)
-    cdef bint fetch = met > STREAM
+    cdef Py_ssize_t read = N * h.n_in * v.n_in * x_depth * sizeof(real), written = N * h.n_out * v.n_out * y_depth * sizeof(real)
+    cdef bint fetch = (written if back and h.S * v.S > 1 else read + written) > STREAM  # of dx some cache keeps the most
     cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)

@@ -7,7 +7,7 @@ from libc.string cimport memset
 from fastconv._kernels.tiles cimport ceil_div, copy, fetch_lines, lanes, least, most, odd_lines, real
 
 cdef enum:
-    STREAM = 1 << 24      # bytes of pictures that no cache keeps: results are written past them
+    STREAM = 5 << 22      # bytes of pictures that no cache keeps: results are written past them
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
 

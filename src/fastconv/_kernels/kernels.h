@@ -3,6 +3,7 @@
  * The compilation's flags decide the instruction set; setup.py compiles the Cython modules once for each. */
 #ifndef FASTCONV_KERNELS_H
 #define FASTCONV_KERNELS_H
+#include <math.h>
 #include <stddef.h>
 
 #if defined(__GNUC__)

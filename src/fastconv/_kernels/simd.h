@@ -14,9 +14,17 @@ INLINE VEC CAT(add)(VEC a, VEC b) { return a + b; }
 INLINE VEC CAT(sub)(VEC a, VEC b) { return a - b; }
 INLINE VEC CAT(mul)(VEC a, VEC b) { return a * b; }
 INLINE VEC CAT(fma)(VEC a, VEC b, VEC c) { return a * b + c; } /* contracted to one rounding where the processor has it */
-INLINE VEC CAT(relu)(VEC v) { /* keeps NaN, which is not below 0 */
-    const __typeof__(v < 0) negative = v < 0;
-    return (VEC)(~negative & (__typeof__(v < 0))v);
+INLINE VEC CAT(at_least)(VEC least, VEC v) { /* keeps NaN, which is not below it */
+#if defined(__AVX512F__)
+    return sizeof(REAL) == 4 ? (VEC)_mm512_max_ps((__m512)least, (__m512)v) : (VEC)_mm512_max_pd((__m512d)least, (__m512d)v);
+#elif defined(__AVX2__)
+    return sizeof(REAL) == 4 ? (VEC)_mm256_max_ps((__m256)least, (__m256)v) : (VEC)_mm256_max_pd((__m256d)least, (__m256d)v);
+#elif defined(__SSE2__)
+    return sizeof(REAL) == 4 ? (VEC)_mm_max_ps((__m128)least, (__m128)v) : (VEC)_mm_max_pd((__m128d)least, (__m128d)v);
+#else
+    const __typeof__(v < 0) below = v < least;
+    return (VEC)((below & (__typeof__(v < 0))least) | (~below & (__typeof__(v < 0))v));
+#endif
 }
 #else
 typedef struct { REAL at[VECTOR_BYTES / sizeof(REAL)]; } VEC;
@@ -28,8 +36,10 @@ INLINE VEC CAT(add)(VEC a, VEC b) { EACH_LANE(a.at[i] + b.at[i]); }
 INLINE VEC CAT(sub)(VEC a, VEC b) { EACH_LANE(a.at[i] - b.at[i]); }
 INLINE VEC CAT(mul)(VEC a, VEC b) { EACH_LANE(a.at[i] * b.at[i]); }
 INLINE VEC CAT(fma)(VEC a, VEC b, VEC c) { EACH_LANE(a.at[i] * b.at[i] + c.at[i]); }
-INLINE VEC CAT(relu)(VEC v) { EACH_LANE(v.at[i] < 0 ? 0 : v.at[i]); }
+INLINE VEC CAT(at_least)(VEC least, VEC v) { EACH_LANE(v.at[i] < least.at[i] ? least.at[i] : v.at[i]); }
 #endif
+
+INLINE VEC CAT(relu)(VEC v) { return CAT(at_least)(CAT(splat)(0), v); }
 
 /* The first n numbers, zeros after them; and back. Never touches memory past n. */
 INLINE VEC CAT(load_part)(const REAL *p, ptrdiff_t n) {

@@ -33,9 +33,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         }
     }
     if (e->fetch) {
-        UNROLL for (int m = 0; m < rows; m++) {
-            UNROLL for (int v = 0; v < nv; v++) prefetch_to_write(c[m] + v * VL);
-        }
+        UNROLL for (int m = 0; m < rows; m++) prefetch_to_write(c[m]); /* the processor brings the line beside it */
     }
     const char *ahead = e->ahead ? e->ahead : b;
     const ptrdiff_t next = e->ahead ? CACHE_LINE : 0;
@@ -69,12 +67,22 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         }
         b += (length - n) * b_step;
     }
+    const VEC least = CAT(splat)((REAL)(e->relu ? 0 : -INFINITY));
     UNROLL for (int m = 0; m < rows; m++) {
-        UNROLL for (int v = 0; v < nv; v++) {
-            if (e->relu) acc[m][v] = CAT(relu)(acc[m][v]);
-            if (e->stream) CAT(stream)(c[m] + v * VL, acc[m][v]);
-            else if (v < nv - 1) CAT(store)(c[m] + v * VL, acc[m][v]);
-            else CAT(store_part)(c[m] + v * VL, acc[m][v], last);
+        UNROLL for (int v = 0; v < nv; v++) acc[m][v] = CAT(at_least)(least, acc[m][v]);
+    }
+    if (e->stream) {
+        UNROLL for (int m = 0; m < rows; m++) {
+            UNROLL for (int v = 0; v < nv; v++) CAT(stream)(c[m] + v * VL, acc[m][v]);
+        }
+    } else if (last >= VL) {
+        UNROLL for (int m = 0; m < rows; m++) {
+            UNROLL for (int v = 0; v < nv; v++) CAT(store)(c[m] + v * VL, acc[m][v]);
+        }
+    } else {
+        UNROLL for (int m = 0; m < rows; m++) {
+            UNROLL for (int v = 0; v < nv - 1; v++) CAT(store)(c[m] + v * VL, acc[m][v]);
+            CAT(store_part)(c[m] + (nv - 1) * VL, acc[m][nv - 1], last);
         }
     }
 }

@@ -46,7 +46,7 @@ find_tiles(addresses)
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
-    STREAM = 1 << 24  # bytes of pictures that no cache keeps: results are written past them
+    STREAM = 5 << 22  # bytes of pictures that no cache keeps: results are written past them
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
