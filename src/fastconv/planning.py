@@ -347,6 +347,8 @@ def _direct(p: Problem) -> Job:
         return _turned(p, _direct, p.few_a_group)
     if p.direction == "grad_w":
         return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
+    if _better_forward(p):
+        return _as_forward(p)
     depth, p = p.D1, _folded(p)
     kernels = _kernels.kernel("planes" if p.nchw else "conv")
     gathers = kernels.Gathers([_forward_gather(p)] if p.direction == "fwd" else _gradient_gathers(p))
@@ -358,6 +360,25 @@ def _direct(p: Problem) -> Job:
         job.run(dy, w, bias if bias is None else np.tile(bias, p.D1 // depth), dx, relu, threads)
 
     return job._replace(run=grad_x)
+
+
+def _better_forward(p: Problem) -> bool:
+    """Whether the gradient by the picture is made as the forward convolution that it is with S=1: that reads few filters a window
+    row at a time, not a tap."""
+    pads, reach = p.window.pads, _reach(p.window)
+    fits = all(max(pad) <= most for pad, most in zip(pads, reach, strict=True))
+    return p.direction == "grad_x" and not p.nchw and p.window.S == (1, 1) and fits and _read_by_rows(_exchange(p))
+
+
+def _as_forward(p: Problem) -> Job:
+    """The convolution of dy with the filters turned round, channels and filters exchanged."""
+    job = _direct(_exchange(p)._replace(direction="fwd", turned=False))
+
+    def run(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
+        filters = w.transpose(2, 3, 0, 1) if p.filters_first else w.transpose(0, 1, 3, 2)
+        job.run(dy, np.ascontiguousarray(filters[::-1, ::-1]), bias, dx, relu, threads)
+
+    return Job(run, lambda threads: job.workspace(threads) + p.K * p.D1 * math.prod(p.window.F) * _itemsize(p))
 
 
 def _gradient_job(gradient: Any, p: Problem) -> Job:
@@ -385,7 +406,7 @@ def _better_exchanged(p: Problem) -> bool:
 
 
 def _exchange(p: Problem) -> Problem:
-    """The weight gradient with dy as the picture and x as the gradient of its result: the same sums, turned over and round."""
+    """With dy as the picture and x as the result's gradient: of the weight gradient the same sums, turned over and round."""
     (H2, W2), (down, across), ((top, bottom), (left, right)) = p.window.size, _reach(p.window), p.window.pads
     pads = (down - top, down - bottom), (across - left, across - right)
     return p._replace(H1=H2, W1=W2, D1=p.K, K=p.D1, window=p.window._replace(pads=pads, size=(p.H1, p.W1)))
@@ -456,6 +477,7 @@ def _im2col(p: Problem) -> Job:
 # The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
 TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
+PICKING = 2, 3  # filters of S=2 whose taps are picked for each phase, and turned over as well, for one with S=1
 TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
 TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
 COPYING = 12, 6  # a row into a strip, and each of its vectors
@@ -465,9 +487,9 @@ LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
-# Of direct convolution's cycles, which Winograd must stay below; less with S=2, whose values leave a core's cache sooner, and
-# still less where no cache keeps the filters of its phases.
-MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.75, 0.62
+# Of direct convolution's cycles, which Winograd must stay below; less with S=2 for pictures, whose values leave a core's cache
+# sooner, and still less where no cache keeps the filters of its phases.
+MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, 0.62
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
@@ -496,22 +518,24 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
     values = nh * nw if S == 1 else (2 * nh - p.window.F[0] % 2) ** 2  # of all phases: odd ones of odd filters have n - 1 a side
     d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
     if p.direction == "grad_w":
-        corners = TRANSFORM["data"] * d * -(-K // CORNER) + 2 * TRANSFORM["filter"] * k * -(-D // CORNER)
+        again = -(-K // CORNER), -(-D // CORNER)  # x and dy
+        corners = TRANSFORM["data"] * d * again[0] + 2 * TRANSFORM["filter"] * k * again[1]
         visits = values * D * k * MOVING * 2 * math.ceil(tiles / _parts(p, m) / BLOCK) * _parts(p, m)
         products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
-        return products + part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
+        transforms = part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
+        return products + transforms + (_turning(p, again) if p.nchw and phases > 1 else 0)
     sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets
-    transforms = tiles * each + phases * TRANSFORM["filter"] * D * k
-    transforms = part * transforms + (_turning(p) if p.nchw else 0)
+    filters = phases * TRANSFORM["filter"] * D * k * (1 if S == 1 else PICKING[p.filters_first])
+    transforms = part * (tiles * each + filters) + (_turning(p) if p.nchw else 0)
     return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + transforms
 
 
-def _turning(p: Problem) -> float:
-    """Cycles for a group's depth-first pictures and their results."""
+def _turning(p: Problem, times: Pair = (1, 1)) -> float:
+    """Cycles for a group's depth-first pictures, and their results, so many times."""
     VL, pixels = _kernels.kernel("conv").VECTOR // _itemsize(p), p.H1 * p.W1
-    sides = (p.D1, pixels), (p.K, math.prod(p.window.size))
-    full = sum((-(-depth // VL) * VL + depth) * -(-places // VL) for depth, places in sides if depth > 1 and places > 1)
+    sides = (times[0], p.D1, pixels), (times[1], p.K, math.prod(p.window.size))
+    full = sum(n * (-(-depth // VL) * VL + depth) * -(-places // VL) for n, depth, places in sides if depth > 1 and places > 1)
     return TURNING * p.N * full / 2 / p.groups
 
 
@@ -672,7 +696,7 @@ def _winograd_wanted(p: Problem) -> str | None:
 
 
 def _margin(p: Problem, m: Pair) -> float:
-    if p.window.S == (1, 1):
+    if p.window.S == (1, 1) or p.direction == "grad_w":
         return MARGIN
     filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * _itemsize(p)
     return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
