@@ -233,8 +233,8 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     s.as_it_lies = one_to_one(s)
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
-    for i in range(threads if s.merged else 0):
-        (<Py_ssize_t *> (space + i * z.scratch))[0] = 0  # no pixels are pointed at
+    for i in range(threads):
+        (<Pointed *> (space + i * z.scratch))[0] = Pointed(-1, 0, 0)
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts * z.stretches > 1):
             make_shares(shares, threads, packs)
@@ -416,8 +416,8 @@ cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:
 
 cdef Py_ssize_t pixel_scratch(Shape *s, Py_ssize_t chunk, real *like) noexcept nogil:
     cdef Py_ssize_t itemsize = sizeof(real), blocks = ceil_div(chunk, pixels_a_tile(s, like)), runs = s.T // most(1, s.merged)
-    return aligned(sizeof(Py_ssize_t)) + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
-        strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) * s.C * s.groups * itemsize if s.merged else s.C * itemsize)
+    return aligned(sizeof(Pointed)) + aligned((blocks * (runs + 1) + 1) * TILE_MR * sizeof(void *)) + aligned(
+        s.groups * s.C * itemsize * (strip_rows(s, chunk // most(1, s.cols)) * strip_width(s) if s.merged else 1))
 
 
 cdef Py_ssize_t strip_rows(Shape *s, Py_ssize_t rows) noexcept nogil:
@@ -433,6 +433,12 @@ cdef inline Py_ssize_t first_of(Shape *s, Py_ssize_t pixels, Py_ssize_t blocks, 
     return least(pixels, i * TILE_MR) if s.merged else pixels * i // blocks
 
 
+cdef struct Pointed:
+    # What a thread's pointers are at: the next task may be of the same pixels, and of another group. A strip's are all alike.
+    Py_ssize_t lo, g                  # first pixel, -1: none; group
+    Py_ssize_t pixels                 # of a strip
+
+
 cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
@@ -442,8 +448,8 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
         return
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, end, rows, begin = 0
     cdef Py_ssize_t runs = s.T // most(1, s.merged), length = s.C * most(1, s.merged)
-    cdef Py_ssize_t *pointed = <Py_ssize_t *> scratch  # pixels of a strip that the thread's pointers know
-    cdef real **a = <real **> (scratch + aligned(sizeof(Py_ssize_t)))
+    cdef Pointed *pointed = <Pointed *> scratch
+    cdef real **a = <real **> (scratch + aligned(sizeof(Pointed)))
     cdef Py_ssize_t room = ceil_div(chunk, pixels_a_tile(s, src))  # blocks of a chunk
     cdef real **c = a + room * runs * TILE_MR
     cdef real **target = c + room * TILE_MR
@@ -452,15 +458,19 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
     cdef unsigned int before = begin_task()
     if s.merged:
         copy_strip(s, src, lo, hi, rest)
-        if pointed[0] < hi - lo:
+        if pointed.pixels < hi - lo:
             point_at_strip(s, dst, hi - lo, a, c, rest)
-            pointed[0] = hi - lo
+            pointed.pixels = hi - lo
         begin = (lo // (s.rows * s.cols) * s.Hd + lo // s.cols % s.rows * s.step_h) * s.Wd * s.K
+    elif pointed.lo == lo:
+        shift(a, (g - pointed.g) * s.C, blocks * runs * TILE_MR)
+        shift(c, (g - pointed.g) * s.K, blocks * TILE_MR)
     else:
-        memset(rest, 0, s.C * sizeof(real))
-        point_at_pixels(s, src, dst, g, lo, hi, a, c, rest)
+        memset(rest, 0, s.groups * s.C * sizeof(real))
+        point_at_pixels(s, src, dst, g, lo, hi, a, c, rest + g * s.C)
         for i in range(0 if few(s, src) else blocks):
-            leave_out_padding(s, a + i * runs * TILE_MR, (hi - lo) * (i + 1) // blocks - (hi - lo) * i // blocks, rest)
+            leave_out_padding(s, a + i * runs * TILE_MR, (hi - lo) * (i + 1) // blocks - (hi - lo) * i // blocks, rest + g * s.C)
+    pointed.lo, pointed.g = lo, g
     while panel < panel_end:
         if bias != NULL:
             e.bias = bias + panel * NR
@@ -509,6 +519,14 @@ cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bia
             q += rows
         panel += 1
     end_task(before)
+
+
+cdef inline void shift(real **pointers, Py_ssize_t by, Py_ssize_t n) noexcept nogil:
+    """All but those of what is left out."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if pointers[i] != NULL:
+            pointers[i] += by
 
 
 cdef inline void leave_out_padding(Shape *s, real **a, Py_ssize_t rows, real *zeros) noexcept nogil:

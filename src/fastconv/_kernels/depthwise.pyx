@@ -317,6 +317,14 @@ cdef void add_to(real *total, real *part, Py_ssize_t n) noexcept nogil:
         total[i] += part[i]
 
 
+cdef void sum_parts(real *total, real *sums, Py_ssize_t parts, Py_ssize_t n) noexcept nogil:
+    """total[i] = sum over the parts of sums[part * n + i], in order."""
+    cdef Py_ssize_t part
+    copy(total, sums, n, 1)
+    for part in range(1, parts):
+        add_to(total, sums + part * n, n)
+
+
 cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
                real *spare) noexcept nogil:
     """dst[p * dst_step + c] = sum over k of src[(p * C + c) * multiplier + k]; there is room for C numbers to spare."""
@@ -669,10 +677,9 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
     cdef real *read
     cdef real *given
     cdef real *total
-    cdef Py_ssize_t item, n, c, C, row, k, part, i
+    cdef Py_ssize_t item, n, c, C, row, k, part
     cdef unsigned int before = 0
     cdef Share shares[SHARES]
-    cdef real one
     cdef Tables *t
     for item in range(threads):
         make_tables(scratch + item * own, h, v, G * sizeof(real), 0, sizeof(real))
@@ -702,11 +709,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                     transpose(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
             end_task(before)
         if parts > 1:
-            for i in range(K * taps):
-                one = 0
-                for part in range(parts):
-                    one = one + sums[part * K * taps + i]
-                dw[i] = one
+            sum_parts(dw, sums, parts, K * taps)
     return 0
 
 
@@ -944,14 +947,13 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef char *scratch = first_line(space)
     cdef Py_ssize_t *offset = <Py_ssize_t *> (scratch + threads * own)
     cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own + offsets)
-    cdef Py_ssize_t item, part, c, channels, unit, p, n, q, i
+    cdef Py_ssize_t item, part, c, channels, unit, p, n, q
     cdef bint by_rows
     cdef unsigned int before = 0
     cdef Share shares[SHARES]
     cdef real *staged
     cdef real *acc
     cdef real *result
-    cdef real total
     tap_offsets(&s, 0, 0, offset, offset + taps)
     with nogil:
         make_shares(shares, threads, groups * parts)
@@ -984,11 +986,7 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                     by_rows = True
             end_task(before)
         if parts > 1:
-            for i in range(D * m * taps):
-                total = 0
-                for part in range(parts):
-                    total = total + sums[part * D * m * taps + i]
-                dw[i] = total
+            sum_parts(dw, sums, parts, D * m * taps)
     return 0
 
 
