@@ -112,6 +112,7 @@ NETWORKS = [
     Problem("grouped strided dilated", 2, 11, 13, 10, 15, 3, S=2, P=2, dilation=2, groups=5,
             tags=("grouped", "strided", "dilated")),
     Problem("patches of a vision transformer", 2, 8, 12, 3, 10, 4, S=4, tags=("strided",)),
+    Problem("patches of long rows", 2, 33, 48, 3, 10, 16, S=16, tags=("strided",)),
     Problem("one channel, one filter", 3, 14, 33, 1, 1, 5, P=((2, 0), (1, 4))),
     Problem("one channel, one filter, strided, dilated", 2, 15, 23, 1, 1, (3, 2), S=(2, 3), P=2, dilation=(1, 3),
             tags=("strided", "dilated")),

@@ -55,6 +55,11 @@ SHAPES = [
     (1, 12, 13, 18, 3, 1, 1, 1, 1),
     (2, 19, 18, 17, 3, 2, 1, 1, 1),
     (1, 9, 17, 33, 3, 1, ((2, 0), (0, 1)), 1, 1),
+    # more than four lines of channels, of which the second vector begins with a line
+    (2, 5, 6, 96, 3, 1, 1, 1, 1),
+    (1, 7, 6, 112, 3, 2, 1, 1, 1),
+    (1, 6, 7, 80, 3, 1, 2, 2, 1),
+    (1, 6, 5, 48, 5, 1, 2, 1, 1),
     # a vector of channels and a part of one, for every run of taps
     (1, 9, 10, 30, 2, 1, 0, 1, 1),
     (2, 7, 11, 25, 5, 1, 2, 1, 1),

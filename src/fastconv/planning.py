@@ -19,6 +19,7 @@ from fastconv._kernels import memory
 from fastconv.geometry import Pair, Window
 
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
+PATCH = 16  # numbers of a row of a window that are worth a copy of it
 SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
 MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
@@ -328,6 +329,32 @@ def _dense(p: Problem) -> Job:
     return job._replace(run=grad_x)
 
 
+def _of_patches(p: Problem) -> bool:
+    """Whether depth-first windows lie side by side in the picture, with rows long enough to be copied one by one."""
+    w = p.window
+    side_by_side = w.F == w.S and w.dilation == (1, 1) and w.pads == ((0, 0), (0, 0)) and p.W1 == w.F[1] * w.size[1]
+    return p.direction == "fwd" and p.nchw and p.groups == 1 and side_by_side and w.F[1] >= PATCH
+
+
+def _patches(p: Problem) -> Job:
+    """The 1x1 convolution, depth last, of deep pixels: each a window's rows one after the other, as the weights lie."""
+    (Fh, Fw), (H2, W2), deep = p.window.F, p.window.size, p.D1 * math.prod(p.window.F)
+    one = Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    product = _direct(p._replace(H1=H2, W1=W2, D1=deep, window=one, nchw=False, turned=True))
+    rows = np.array([(c * p.H1 + r, 0, c * Fh + r) for c in range(p.D1) for r in range(Fh)], np.intp).T.copy()
+    sizes, grid = (p.N, 1, Fw, p.K, p.D1 * p.H1, W2, H2, W2), (H2, W2, 0, 0, 1, 1, Fh, 1)
+    walk = _kernels.kernel("columns").Columns(sizes, grid, rows, p.D1 * Fh, False)
+
+    def run(x: Any, w: Any, bias: Any, y: Any, relu: bool, threads: int) -> None:
+        pixels, made = memory.empty((p.N, H2, W2, deep), p.dtype), memory.empty((p.N, H2, W2, p.K), p.dtype)
+        walk.im2col(x, pixels, threads)
+        product.run(pixels, w, bias, made, relu, threads)
+        _kernels.kernel("maps").turn(made, y, p.N, H2 * W2, p.K, H2 * W2 * p.K, p.K, H2 * W2 * p.K, H2 * W2, threads)
+
+    places = p.N * H2 * W2 * _itemsize(p)
+    return Job(run, lambda threads: places * (deep + p.K) + product.workspace(threads))
+
+
 def _folded(p: Problem) -> Problem:
     """Where windows lie side by side, depth last, a window's row of pixels is one pixel of as many times the depth."""
     w = p.window
@@ -341,6 +368,8 @@ def _folded(p: Problem) -> Problem:
 def _direct(p: Problem) -> Job:
     if p.whole and (p.nchw or p.window.F != (1, 1)):
         return _dense(p)
+    if _of_patches(p):
+        return _patches(p)
     if p.depthwise or (p.few_a_group and not p.nchw):
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):

@@ -236,13 +236,13 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
 }
 
 #define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step, \
-                     ptrdiff_t C, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
-/* A last vector that would be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them,
+                     ptrdiff_t C, ptrdiff_t first, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
+/* The second vector begins with channel `first`, if that is not 0: so the others lie on a cache line each. A last vector that would be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them,
  * leaves them, and begins with that vector: what it loads has then not just been stored. Single taps take parts of vectors. */
 #define DW_DEFINE(q, width, known_step, m) \
     static void CAT(dw_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = 0; \
-        for (; width == 1 ? c + VL <= C : c < C; c += VL) { \
+        for (; width == 1 ? c + VL <= C : c < C; c += c == 0 && first ? first : VL) { \
             if (width > 1 && c + VL > C) c = C - VL; \
             CAT(dw_pixels)(q, m, width, known_step, VL, runs, x, (const REAL *const *)w, w_step, w_round, step, c, y, y_step, \
                            bias, relu, stream); \
@@ -253,6 +253,7 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
     } \
     static void CAT(dw_grad_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = (width == 1 ? C : C + VL - 1) / VL * VL; \
+        (void)first; \
         if (width == 1 && c < C) \
             CAT(dw_pixels_grad)(q, m, 1, 1, C - c, 0, runs, x, w, w_step, w_round, step, c, y, y_step); \
         while ((c -= VL) >= 0) { \
@@ -312,7 +313,7 @@ static const CAT(dw_function) CAT(dw_rows)[2][4][DW_KINDS][DW_MOST + 1] = {DW_LI
  * the pointers in x along. The last `fresh` runs are met again `ahead` numbers further on, which is fetched now: vectors of
  * pixels far apart are nothing that the processor would guess. stream: y, of whole vectors, is written past the caches. */
 static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, void **x, void **w, ptrdiff_t w_step,
-                        ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t C, REAL *y, ptrdiff_t y_step,
+                        ptrdiff_t w_round, ptrdiff_t step, ptrdiff_t C, ptrdiff_t first, REAL *y, ptrdiff_t y_step,
                         const REAL *bias, int relu, int stream, ptrdiff_t ahead, ptrdiff_t newest, ptrdiff_t fresh,
                         ptrdiff_t y_ahead) {
     const ptrdiff_t most = q > 1 ? DW_MOST_OF_GROUPS : DW_MOST;
@@ -324,7 +325,7 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
                 fetch_lines(y + col * y_step + y_ahead, C * (ptrdiff_t)sizeof(REAL));
-        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, C, y, y_step,
+        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, C, first, y, y_step,
                                                    bias, relu, stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;

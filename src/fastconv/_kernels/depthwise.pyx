@@ -33,11 +33,11 @@ cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     int dw_grouped(int kind)
     void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
-                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, float *y, Py_ssize_t y_step,
+                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, float *y, Py_ssize_t y_step,
                     const float *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
                     Py_ssize_t y_ahead)
     void dw_row_f64(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
-                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, double *y, Py_ssize_t y_step,
+                    Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, double *y, Py_ssize_t y_step,
                     const double *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
                     Py_ssize_t y_ahead)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
@@ -227,14 +227,14 @@ cdef real *weights_of(Tables *t, real *w, Py_ssize_t depth, Py_ssize_t taps, Py_
 
 
 cdef inline void pixels(bint grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
-                        Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, real *y, Py_ssize_t y_step,
+                        Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, real *y, Py_ssize_t y_step,
                         real *bias, bint relu, bint stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
                         Py_ssize_t y_ahead) noexcept nogil:
     if real is float:
-        dw_row_f32(grad, q, kind, n, runs, x, w, w_step, w_round, step, C, y, y_step, bias, relu, stream, ahead, newest,
+        dw_row_f32(grad, q, kind, n, runs, x, w, w_step, w_round, step, C, first, y, y_step, bias, relu, stream, ahead, newest,
                    fresh, y_ahead)
     else:
-        dw_row_f64(grad, q, kind, n, runs, x, w, w_step, w_round, step, C, y, y_step, bias, relu, stream, ahead, newest,
+        dw_row_f64(grad, q, kind, n, runs, x, w, w_step, w_round, step, C, first, y, y_step, bias, relu, stream, ahead, newest,
                    fresh, y_ahead)
 
 
@@ -256,6 +256,15 @@ cdef Py_ssize_t neighbours(Axis *a, Py_ssize_t phase, Py_ssize_t *tap, Py_ssize_
     return n
 
 
+cdef inline Py_ssize_t to_a_line(real *x, Py_ssize_t depth, Py_ssize_t C) noexcept nogil:
+    """Channels of each pixel before its first whole cache line, if it is the same for all pixels and they are many vectors: a load
+    across two lines costs two."""
+    cdef Py_ssize_t line = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    if depth % line or C <= 4 * line:
+        return 0
+    return (VECTOR_BYTES - <Py_ssize_t> (<size_t> x % VECTOR_BYTES)) % VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+
+
 cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
                    real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint stream,
                    bint fetch) noexcept nogil:
@@ -267,6 +276,7 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, fresh
     cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth if fetch else 0, w_round = h.F * v.F * w_depth
+    cdef Py_ssize_t first = 0 if grad or q > 1 or stream or t.spacing else to_a_line(x, x_depth, C)
     cdef int kind
     cdef void **table
     for phase in range(min(v.out_step, v.n_out)):
@@ -291,12 +301,12 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
                     taps += 1
         if kind and C >= lanes:
             fresh = 0 if t.spacing or not fetch else min(runs, h.in_step)
-            pixels(grad, q, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, w_round, v.in_step, C, y + phase * y_depth,
+            pixels(grad, q, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, w_round, v.in_step, C, first, y + phase * y_depth,
                    v.out_step * y_depth, bias, relu, stream, ahead, 0 if h.back else runs - fresh, fresh,
                    v.n_out * y_depth if grad and fetch else 0)
         else:
-            pixels(grad, q, 0, n, taps, t.tap_x, t.tap_w, 0, w_round, v.in_step, C, y + phase * y_depth, v.out_step * y_depth, bias,
-                   relu, stream, 0, 0, 0, 0)
+            pixels(grad, q, 0, n, taps, t.tap_x, t.tap_w, 0, w_round, v.in_step, C, first, y + phase * y_depth,
+                   v.out_step * y_depth, bias, relu, stream, 0, 0, 0, 0)
 
 
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
