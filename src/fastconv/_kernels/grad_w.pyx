@@ -156,7 +156,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
     z.splits = most(1, least(z.blocks, 2 * threads // (parts * s.groups * z.cuts) if threads > 1 else 1))
     z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
-                  and s.K < IN_PLACE)
+                  and (s.K < IN_PLACE or nchw and s.stride_w > 1))
     z.gaps = nchw and z.in_place and s.stride_w > 1
     # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
     z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
