@@ -20,7 +20,9 @@ cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
-from fastconv._kernels.gather cimport L2_SHARE, SMALL_WORK, STREAM, Shape, bytes_met, even, make_shape, one_to_one
+from fastconv._kernels.gather cimport (
+    L2_SHARE, SMALL_WORK, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
+)
 from fastconv._kernels.tiles cimport (
     DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data,
     end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch, real, take, tile_by_rows,
@@ -39,7 +41,6 @@ find_tiles(addresses)
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
-    PASS_STREAM = 3 << 24  # bytes of pictures from which on those of few channels, read and written in one sweep, stream
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
     STRETCH = 1 << 14     # weights that are worth a task of their own
@@ -227,10 +228,10 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
-    s.stream = bytes_met(s, src) > STREAM and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
+    s.as_it_lies = one_to_one(s)
+    s.stream = beyond_caches(s, src) and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
-    s.as_it_lies = one_to_one(s)
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
     for i in range(threads):
@@ -505,11 +506,10 @@ cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bia
     while panel < panel_end:
         e.bias = bias + panel * NR if bias != NULL else NULL
         q, cols = lo, least(NR, s.K - panel * NR)
-        if s.C <= DOT_ROWS:
-            e.stream = s.stream and bytes_met(s, src) > PASS_STREAM
+        if in_one_sweep(s):
             outer_tile(hi - lo, s.C, src + lo * depth, depth, b + panel * s.together * s.C * NR, b_step,
                        dst + lo * filters + panel * NR, filters, cols, &e)
-        for i in range(blocks if s.C > DOT_ROWS else 0):
+        for i in range(0 if in_one_sweep(s) else blocks):
             rows = (hi - q) // (blocks - i)
             point_rows(a, src + q * depth, depth, rows)
             point_rows(c, dst + q * filters + panel * NR, filters, rows)

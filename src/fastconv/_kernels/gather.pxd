@@ -4,10 +4,11 @@ and strips of depth-first pictures."""
 cimport numpy as cnp
 from libc.string cimport memset
 
-from fastconv._kernels.tiles cimport ceil_div, copy, fetch_lines, lanes, least, most, odd_lines, real
+from fastconv._kernels.tiles cimport DOT_ROWS, ceil_div, copy, fetch_lines, lanes, least, most, odd_lines, real
 
 cdef enum:
     STREAM = 5 << 22      # bytes of pictures that no cache keeps: results are written past them
+    SWEPT = 3 << 24       # the same of those of few channels, read and written in one sweep
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
 
@@ -64,6 +65,16 @@ cdef inline bint one_to_one(Shape *s) noexcept nogil:
 cdef inline Py_ssize_t bytes_met(Shape *s, real *like) noexcept nogil:
     """What a gather reads and writes of pictures."""
     return s.N * s.groups * (s.rows * s.cols * s.K + s.Hs * s.Ws * s.C) * <Py_ssize_t> sizeof(real)
+
+
+cdef inline bint in_one_sweep(Shape *s) noexcept nogil:
+    """Whether results lie as the pictures do, and these have so few channels that weights stay in registers."""
+    return one_to_one(s) and s.rows == s.Hd and s.cols == s.Wd and 1 <= s.C <= DOT_ROWS
+
+
+cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
+    """Whether no cache keeps what is met."""
+    return bytes_met(s, like) > (SWEPT if in_one_sweep(s) else STREAM)
 
 
 # ---------------------------------------------------------------- strips of depth-first pictures

@@ -11,13 +11,13 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, even, list_products, make_shape,
-    one_to_one, place_planes, size_planes,
+    L2_SHARE, Planes, SMALL_WORK, Shape, beyond_caches, copy_planes, even, in_one_sweep, list_products, make_shape, one_to_one,
+    place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
-    SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy, data, end_task, find_tiles, lanes,
-    least, make_shares, most, pack_pieces, point_rows, real, spread, take, tile_and_keep, tile_by_rows, tile_by_table, tile_height,
-    transpose,
+    SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy, data, end_task,
+    find_tiles, lanes, least, make_shares, mix_tile, most, pack_pieces, point_rows, real, spread, take, tile_and_keep, tile_by_rows,
+    tile_by_table, tile_height, transpose,
 )
 
 from fastconv._kernels import memory
@@ -29,6 +29,7 @@ find_tiles(addresses)
 
 cdef enum:
     TOGETHER = 8          # panels of pixels that are packed at a time: a stretch of each plane that is worth fetching
+    SWEPT_TOGETHER = 32   # of few channels, which are not packed
     PACKING = 20          # filters whose products cost as much as to pack pixels for one more tap
     MOST_OF_STRIP = 2 * L2_SHARE  # bytes of the rows under one row of the grid that are copied, not packed
 
@@ -121,7 +122,7 @@ cdef Panels plan_panels(Shape *s, int threads, real *like) noexcept nogil:
     cdef Py_ssize_t NR = 2 * lanes(like), tap_bytes = most(1, s.T) * NR * <Py_ssize_t> sizeof(real), chunks
     z.panels = ceil_div(s.N * s.rows * s.cols, NR)
     # Many panels together: long stretches of each plane, and every row of weights serves them all.
-    z.together = most(1, least(z.panels, TOGETHER))
+    z.together = most(1, least(z.panels, SWEPT_TOGETHER if in_one_sweep(s) else TOGETHER))
     while z.together > 2 and s.groups * ceil_div(z.panels, z.together) < 4 * threads:
         z.together -= 1
     z.sets = least(most(1, z.panels), even(ceil_div(z.panels, z.together), threads))
@@ -154,7 +155,7 @@ cdef void plan_pass(Gather self, Pass *p, real *dst, int threads) noexcept:
     s.by_taps = self.transposed
     s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
     s.as_it_lies = one_to_one(s) and s.rows * s.cols >= 4 * NR
-    s.stream = (not s.apart and bytes_met(s, dst) > STREAM and <size_t> dst % VECTOR_BYTES == 0
+    s.stream = (not s.apart and beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0
                 and (s.cols % lanes(dst) == 0 if p.y.rows else plane % VECTOR_BYTES == 0 and p.z.channels >= s.C))
     s.fetch = not s.stream and not s.apart and s.N * s.groups * s.K * plane > L2_SHARE
 
@@ -325,6 +326,10 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef real *result = packed + z.together * z.channels * s.T * NR
     cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch, NULL)
     cdef unsigned int before = begin_task()
+    if in_one_sweep(s):
+        sweep(s, src, rows, bias, dst, relu, panel * NR, some_pixels, k, k_end)
+        end_task(before)
+        return
     while True:
         some = least(z.channels, s.C - c)
         if s.as_it_lies:  # the first block of filters packs the panels, but those that cross a picture's end
@@ -359,6 +364,22 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
         if c >= s.C:
             break
     end_task(before)
+
+
+cdef void sweep(Shape *s, real *src, real *rows, real *bias, real *dst, bint relu, Py_ssize_t q, Py_ssize_t n, Py_ssize_t k,
+                Py_ssize_t k_end) noexcept nogil:
+    """`filter_task` of few channels, planes as they lie: n pixels from pixel q on, counted over the batch."""
+    cdef Py_ssize_t plane = s.Hd * s.Wd, some, at, row = s.C * (s.window if s.by_taps else s.T), i
+    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, 0, NULL)
+    rows += s.tap[0] * s.C if s.by_taps else 0
+    while n > 0:
+        at = q % plane
+        some = least(n, plane - at)
+        for i in range(k, k_end):
+            e.bias = bias + i if bias != NULL else NULL
+            mix_tile(some, s.C, rows + i * row, src + q // plane * s.groups * s.C * plane + at, plane,
+                     dst + (q // plane * s.groups * s.K + i) * plane + at, &e)
+        q, n = q + some, n - some
 
 
 cdef inline bint within(Shape *s, Py_ssize_t q, Py_ssize_t n) noexcept nogil:

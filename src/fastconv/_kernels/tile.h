@@ -224,3 +224,26 @@ static inline void CAT(outer_tile)(ptrdiff_t pixels, ptrdiff_t length, const REA
     switch (length) { EACH_FEW(OUTER_CASE) }
 }
 #undef OUTER_CASE
+
+/* Fifth, for few channels, depth first: a row of the first's C, of any length, made of rows of B as they lie.
+ *
+ *     c[j] = act(bias[0] + sum over k < length of  a[k] * b[k * b_step + j]),  j < cols, length <= DOT_ROWS */
+INLINE void CAT(mix_body)(const int length, ptrdiff_t cols, const REAL *a, const REAL *b, ptrdiff_t b_step, REAL *c,
+                          const CAT(epilogue) *e) {
+    const VEC start = CAT(splat)(e->bias ? *e->bias : 0), least = CAT(splat)((REAL)(e->relu ? 0 : -INFINITY));
+    VEC w[DOT_ROWS];
+    UNROLL for (int k = 0; k < length; k++) w[k] = CAT(splat)(a[k]);
+    for (ptrdiff_t j = 0; j < cols; j += VL) {
+        VEC sum = start;
+        UNROLL for (int k = 0; k < length; k++) sum = CAT(fma)(w[k], CAT(load_part)(b + k * b_step + j, cols - j), sum);
+        sum = CAT(at_least)(least, sum);
+        if (e->stream) CAT(stream)(c + j, sum);
+        else CAT(store_part)(c + j, sum, cols - j);
+    }
+}
+#define MIX_CASE(n) case n: CAT(mix_body)(n, cols, a, b, b_step, c, e); break;
+static inline void CAT(mix_tile)(ptrdiff_t cols, ptrdiff_t length, const REAL *a, const REAL *b, ptrdiff_t b_step, REAL *c,
+                                 const CAT(epilogue) *e) {
+    switch (length) { EACH_FEW(MIX_CASE) }
+}
+#undef MIX_CASE

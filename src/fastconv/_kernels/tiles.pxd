@@ -63,6 +63,8 @@ cdef extern from "kernels.h" nogil:
                         Py_ssize_t c_step, Py_ssize_t cols, epilogue_f32 *e)
     void outer_tile_f64(Py_ssize_t pixels, Py_ssize_t length, double *a, Py_ssize_t a_step, double *b, Py_ssize_t b_step,
                         double *c, Py_ssize_t c_step, Py_ssize_t cols, epilogue_f64 *e)
+    void mix_tile_f32(Py_ssize_t cols, Py_ssize_t length, float *a, float *b, Py_ssize_t b_step, float *c, epilogue_f32 *e)
+    void mix_tile_f64(Py_ssize_t cols, Py_ssize_t length, double *a, double *b, Py_ssize_t b_step, double *c, epilogue_f64 *e)
     void dot_tile_f32(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, float **a, Py_ssize_t a_run,
                       Py_ssize_t a_step, float **b, Py_ssize_t b_run, Py_ssize_t b_step, float *c)
     void dot_tile_f64(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, double **a, Py_ssize_t a_run,
@@ -176,6 +178,14 @@ cdef inline void outer_tile(Py_ssize_t pixels, Py_ssize_t length, real *a, Py_ss
         outer_tile_f32(pixels, length, a, a_step, b, b_step, c, c_step, cols, <epilogue_f32 *> e)
     else:
         outer_tile_f64(pixels, length, a, a_step, b, b_step, c, c_step, cols, <epilogue_f64 *> e)
+
+
+cdef inline void mix_tile(Py_ssize_t cols, Py_ssize_t length, real *a, real *b, Py_ssize_t b_step, real *c,
+                          Epilogue *e) noexcept nogil:
+    if real is float:
+        mix_tile_f32(cols, length, a, b, b_step, c, <epilogue_f32 *> e)
+    else:
+        mix_tile_f64(cols, length, a, b, b_step, c, <epilogue_f64 *> e)
 
 
 cdef inline void tile_by_columns(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, real **a, Py_ssize_t a_step, real *b,
