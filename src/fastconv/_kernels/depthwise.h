@@ -237,8 +237,9 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
 
 #define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step, \
                      ptrdiff_t C, ptrdiff_t first, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
-/* The second vector begins with channel `first`, if that is not 0: so the others lie on a cache line each. A last vector that would be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them,
- * leaves them, and begins with that vector: what it loads has then not just been stored. Single taps take parts of vectors. */
+/* The second vector begins with channel `first`, if that is not 0: so the others lie on a cache line each. A last vector that would
+ * be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them, leaves them, and begins
+ * with that vector: what it loads has then not just been stored. Single taps take parts of vectors. */
 #define DW_DEFINE(q, width, known_step, m) \
     static void CAT(dw_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = 0; \
@@ -325,8 +326,8 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
         if (y_ahead)
             for (ptrdiff_t col = 0; col < m; col++)
                 fetch_lines(y + col * y_step + y_ahead, C * (ptrdiff_t)sizeof(REAL));
-        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, C, first, y, y_step,
-                                                   bias, relu, stream);
+        CAT(dw_rows)[grad][q / 2 - q / 8][kind][m](runs, (CAT(dw_tables))x, (REAL *const *)w, w_step, w_round, step, C, first, y,
+                                                   y_step, bias, relu, stream);
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;

@@ -39,6 +39,10 @@ cdef enum:
     TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
 
 
+cdef double NEXT_ROW = 0.2  # vectors of products that cost as much as to go to the next row of a plane
+cdef double DEALING = 1.25  # of the products along rows, with the columns of a stride dealt out to strips beforehand
+
+
 cdef struct Strips:
     # How a task of grad_w walks over the grid: strips of rows, for which source and dy are packed in cache.
     Py_ssize_t rows                   # of the grid, in a strip
@@ -422,7 +426,8 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
     vectors = z.strip.rows * z.pictures * ceil_div(s.cols, VL)
     # Lanes are lost past the last filter of a vector, or past a row's end.
     turned = <double> s.cols * (z.products * ceil_div(s.K, VL) * VL + TURNING * s.K) * vectors
-    along = <double> ceil_div(s.cols, VL) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
+    along = (ceil_div(s.cols, VL) + NEXT_ROW) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
+    along *= DEALING if s.stride_w > 1 else 1
     if along >= turned:
         z.strip.rows = 0
         return z
