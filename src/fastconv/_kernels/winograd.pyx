@@ -19,11 +19,11 @@ The transforms are in winograd.h; the products are the register tile's: for each
 times one of channels x filters.
 
 A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
-thread. Tiles that the picture's edge cuts do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each
-value has its tiles side by side (`Slots`). What crosses an edge, ends a channel vector or lies depth-first passes through a small
-patch, [row][column][VL channels]. Pictures that no cache keeps are called for while the block before is multiplied (`Walk`).
-Arguments are trusted; every number is summed in an order that depends on neither threads nor
-batch.
+thread, or, under more filters than the shared cache keeps, by all of them (`blocks_together`). Tiles that the picture's edge cuts
+do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each value has its tiles side by side (`Slots`).
+What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels]. Pictures
+that no cache keeps are called for while the block before is multiplied (`Walk`).
+Arguments are trusted; every number is summed in an order that depends on neither threads nor batch.
 """
 
 cimport cython
@@ -46,6 +46,8 @@ find_tiles(addresses)
 
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
+    V_LARGE = 10 << 20  # bytes of transformed pictures that it keeps for all threads
+    M_SHARE = 600000  # bytes of products that a core's second-level cache keeps beside filters
     STREAM = 5 << 22  # bytes of pictures that no cache keeps: results are written past them
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
@@ -524,12 +526,14 @@ cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *
 # ---------------------------------------------------------------- forward and grad_x
 cdef struct Blocks:
     Py_ssize_t tiles                  # in a block
-    Py_ssize_t C                      # channels of all phases, rounded up to whole vectors
+    Py_ssize_t channels, chunks       # of all phases, that lie side by side in V, and stretches of so many
+    Py_ssize_t ld                     # from slot to slot of V: those, rounded up to whole vectors
     Py_ssize_t width                  # of a panel of filters: two vectors, or one if that is enough
     Py_ssize_t panels                 # of one target
     Py_ssize_t panels_at_once         # that M holds
     Py_ssize_t u_panel, u_step        # numbers from panel to panel and from value to value of U
-    Py_ssize_t v_step, m_step         # from value to value of V and M
+    Py_ssize_t v_step, v_chunk        # from value to value and from chunk to chunk of V
+    Py_ssize_t v_own, m_step          # of a thread's own V, and from value to value of M
     Py_ssize_t patch
     Py_ssize_t scratch                # bytes a thread
     # Few tiles: the panels are cut among the threads, not the tiles, so that a thread finds the filters that it has transformed in
@@ -537,8 +541,11 @@ cdef struct Blocks:
     Py_ssize_t cuts, tasks            # 1, or those of all threads; of one
     int shares                        # of the values, by rows, one a thread, where few tiles and one panel leave no other cut
     # U may be too large for the shared cache, or a thread has one block only, and it takes longer to fetch filters from another
-    # core's cache than to transform them: then each task transforms the filters that it needs, so many channels at a time.
-    Py_ssize_t channels               # 0: U is transformed once for all
+    # core's cache than to transform them: then each task transforms the filters that it needs, a chunk of channels at a time.
+    bint fused
+    # Where U is too large, the shared cache keeps the V of so many blocks at once, for all threads: a block then has many tiles,
+    # and filters are transformed once for all of them. 0: a thread transforms the pictures that it needs.
+    Py_ssize_t together
 
 
 cdef int team(Shape *s, int threads) noexcept nogil:
@@ -548,56 +555,80 @@ cdef int team(Shape *s, int threads) noexcept nogil:
 
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
-    cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, values = s.values, rounds
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels, alone
-    # The last vector of a phase reaches into the next one, or past the last.
-    z.C = ceil_div(s.C - s.src[0].depth + ceil_div(s.src[0].depth, VL) * VL, VL) * VL
-    if tile_height(z.C * sizeof(real)) < TILE_MR:
-        z.C += VL
+    cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, each = s.values * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, depth = s.src[0].depth, panels
     z.width, z.panels = NR, ceil_div(s.K, NR)
+    panels = s.targets * z.panels
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
     z.u_panel = s.C * NR
-    z.u_step = odd_lines(s.targets * z.panels * z.u_panel, like)
-    z.channels = 0
-    panels = s.targets * z.panels
+    z.u_step = odd_lines(panels * z.u_panel, like)
+    z.together = s.groups * z.u_step * each > U_LARGE
     z.cuts = z.tasks = 1
-    if threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads):
+    if not z.together and threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads):
         z.tasks = least(4, panels // threads)
         z.cuts = threads * z.tasks
     z.shares = least(threads, s.nh) if panels == s.groups == 1 < s.nw and total < least(LONE_TILES * threads, TILE_MR) else 1
-    if (s.groups * values * z.u_step * <Py_ssize_t> sizeof(real) > U_LARGE
-            or z.cuts > 1 and total <= 4 * TILE_MR or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads):
-        z.channels = 400000 // (values * NR * <Py_ssize_t> sizeof(real)) // FILTER_ROWS * FILTER_ROWS
-        z.channels = least(s.C, most(FILTER_ROWS, z.channels))
+    z.fused = (z.together or z.cuts > 1 and total <= 4 * TILE_MR
+               or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads)
+    z.channels = s.C
+    if z.fused:
+        z.channels = most(FILTER_ROWS, 400000 // (each * NR) // FILTER_ROWS * FILTER_ROWS)
+        z.channels = ceil_div(ceil_div(depth, most(1, ceil_div(depth, z.channels))), FILTER_ROWS) * FILTER_ROWS  # even
+        z.channels = least(s.C, z.channels)
         z.panels_at_once, z.u_panel = 1, 0
         z.u_step = odd_lines(z.channels * NR, like)
-    # Tiles: a block of V and M should stay in the second-level cache, but each block reads all of U again.
-    z.tiles = 600000 // (values * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real))
-    z.tiles = most((4 if z.channels else 2) * TILE_MR, least(4 * TILE_MR, z.tiles // TILE_MR * TILE_MR))
-    while z.tiles > TILE_MR and values * z.tiles * (z.C + z.panels_at_once * NR) * <Py_ssize_t> sizeof(real) > 3300000:
-        z.tiles -= TILE_MR
-    # Evenly many tiles a block, and a number of blocks that the threads can share.
-    alone = 1 if z.cuts > 1 or z.shares > 1 else threads
-    rounds = ceil_div(total, z.tiles * alone)
-    z.tiles = most(1, least(z.tiles, ceil_div(total, most(1, rounds * alone))))
-    z.v_step = odd_lines(z.tiles * z.C, like)
+    z.chunks = most(1, ceil_div(s.C, most(1, z.channels)))
+    z.ld = row_of_v(s, z.channels, like)
+    z.tiles = most(1, block_tiles(s, &z, total, threads, each))
+    z.v_step = odd_lines(z.tiles * z.ld, like)
+    z.v_chunk = s.values * z.v_step
+    z.v_own = 0 if z.together else z.chunks * z.v_chunk
+    if z.together:
+        z.together = most(1, V_LARGE // <Py_ssize_t> sizeof(real) // (z.chunks * z.v_chunk))
+        z.together = least(z.together, s.groups * ceil_div(total, z.tiles))
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = (values * (z.v_step + z.m_step + (z.u_step if z.channels else 0)) + z.patch) * sizeof(real)
+    z.scratch = (z.v_own + s.values * (z.m_step + (z.u_step if z.fused else 0)) + z.patch) * sizeof(real)
     z.scratch = aligned(z.scratch + sizeof(Py_ssize_t))
     return z
 
 
+cdef Py_ssize_t block_tiles(Shape *s, Blocks *z, Py_ssize_t total, int threads, Py_ssize_t each) noexcept nogil:
+    """How many tiles of `total` a block has, of so many bytes a channel or filter."""
+    cdef Py_ssize_t tile = each * (z.chunks * z.ld + z.panels_at_once * z.width), tiles, alone, rounds
+    if z.together:
+        tiles = least(M_SHARE // z.width, V_LARGE // (z.chunks * z.ld)) // each
+        tiles = most(TILE_MR, least(tiles, total * s.groups * s.targets * z.panels // (2 * threads)))  # two tasks a thread
+        return ceil_div(total, most(1, ceil_div(total, tiles)))
+    # A block of V and M should stay in the second-level cache, but each block reads all of U again.
+    tiles = most((4 if z.fused else 2) * TILE_MR, least(4 * TILE_MR, 600000 // tile // TILE_MR * TILE_MR))
+    while tiles > TILE_MR and tiles * tile > 3300000:
+        tiles -= TILE_MR
+    # Evenly many tiles a block, and a number of blocks that the threads can share.
+    alone = 1 if z.cuts > 1 or z.shares > 1 else threads
+    rounds = ceil_div(total, tiles * alone)
+    return least(tiles, ceil_div(total, most(1, rounds * alone)))
+
+
+cdef inline Py_ssize_t row_of_v(Shape *s, Py_ssize_t channels, real *like) noexcept nogil:
+    """Numbers that so many channels take of all phases: the last vector of a phase reaches into the next one, or past the last."""
+    cdef Py_ssize_t VL = lanes(like), depth = s.src[0].depth, past = ceil_div(depth, VL) * VL - depth, size
+    if channels < s.C and s.sources > 1 and past:
+        past = VL - 1  # a chunk may end anywhere in a phase
+    size = ceil_div(channels + past, VL) * VL
+    return size + VL if tile_height(size * sizeof(real)) < TILE_MR else size
+
+
 cdef inline Py_ssize_t shared_numbers(Shape *s, Blocks *z) noexcept nogil:
     """Of one group's U, or of an M to which each thread gives its share of the values."""
-    return s.values * (z.m_step if z.shares > 1 else 0 if z.channels else z.u_step)
+    return s.values * (z.m_step if z.shares > 1 else 0 if z.fused else z.u_step)
 
 
 cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
     cdef Py_ssize_t shared = shared_numbers(s, &z)
-    return s.groups * (shared + z.panels * z.width) * sizeof(real) + threads * z.scratch
+    return (z.together * z.chunks * z.v_chunk + s.groups * (shared + z.panels * z.width)) * sizeof(real) + threads * z.scratch
 
 
 cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -610,6 +641,7 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     cdef cnp.ndarray workspace = memory.empty((forward_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *U = <real *> (space + threads * z.scratch)
+    cdef real *V = U + s.groups * (shared + z.panels * NR)  # of all threads together
     cdef real *biases = U + s.groups * shared if bias is not None else NULL
     cdef real *given = data(bias, like) if bias is not None else NULL
     cdef real *x = data(src, like)
@@ -621,24 +653,25 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
     with nogil:
         for i in range(threads):
             held(&z, space + i * z.scratch)[0] = -1
-        if not z.channels and parallel:
+        if not z.fused and parallel:
             make_shares(shares, threads, filters)
             for _ in prange(filters, num_threads=threads, schedule="dynamic"):
                 filter_task(s, &z, weights, U, take(shares, threads, threadid()))
-        elif not z.channels:
+        elif not z.fused:
             for i in range(filters):
                 filter_task(s, &z, weights, U, i)
         if biases != NULL:
             for i in range(s.groups * z.panels * NR):
                 g, k = i // (z.panels * NR), i % (z.panels * NR)
                 biases[i] = given[g * s.K + k] if k < s.K else 0
-        if not parallel:  # a region of one thread costs as much as a small block
+        if z.together:
+            blocks_together(s, &z, x, weights, V, biases, y, relu, blocks, threads, space)
+        elif not parallel:  # a region of one thread costs as much as a small block
             for i in range(tasks):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, space)
         elif z.shares > 1:
             for i in prange(z.shares, num_threads=threads, schedule="static"):
-                multiply_block(s, &z, x, weights, U, U, NULL, y, relu, 0, 0, total, 0, 1, <int> (s.nh * i // z.shares),
-                               <int> (s.nh * (i + 1) // z.shares), space + threadid() * z.scratch)
+                value_task(s, &z, x, weights, U, y, i, space + threadid() * z.scratch)
             before = begin_task()
             transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
             end_task(before)
@@ -659,11 +692,78 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     """Task i: a thread's cuts, then a block of the tiles, then a group, then one of the cuts."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels = s.targets * z.panels, at = i // z.tasks
     cdef Py_ssize_t g = at % s.groups, block = at // s.groups % blocks, cut = at // s.groups // blocks * z.tasks + i % z.tasks
-    if not z.channels:
-        U += g * s.values * z.u_step
-    multiply_block(s, z, src, w, U, <real *> scratch + s.values * z.v_step,
+    cdef Py_ssize_t q = total * block // blocks, q_end = total * (block + 1) // blocks
+    cdef real *V = <real *> scratch
+    cdef real *M = V + z.v_own
+    if held(z, scratch)[0] != q * s.groups + g:
+        transform_pictures(s, z, src, g, q, q_end, 0, s.C, 0, <int> s.nh, V, M + s.values * z.m_step)
+    held(z, scratch)[0] = q * s.groups + g
+    multiply_block(s, z, src, w, U + (0 if z.fused else g * s.values * z.u_step), V, M, M + s.values * z.m_step,
+                   biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, q, q_end, panels * cut // z.cuts,
+                   panels * (cut + 1) // z.cuts, 0, <int> s.nh)
+
+
+cdef void value_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst, Py_ssize_t i, char *scratch) noexcept nogil:
+    """Task i: a thread's rows of the values, of all tiles and of the only panel."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
+    cdef int first = <int> (s.nh * i // z.shares), last = <int> (s.nh * (i + 1) // z.shares)
+    cdef real *V = <real *> scratch
+    cdef real *patch = V + z.v_own + s.values * z.m_step
+    transform_pictures(s, z, src, 0, 0, total, 0, s.C, first, last, V, patch)
+    multiply_block(s, z, src, w, NULL, V, M, patch, NULL, dst, False, 0, 0, total, 0, 1, first, last)
+
+
+cdef void blocks_together(Shape *s, Blocks *z, real *src, real *w, real *V, real *biases, real *dst, bint relu, Py_ssize_t blocks,
+                          int threads, char *space) noexcept nogil:
+    """All blocks of all groups, as many at once as V holds: first their pictures, then a panel of filters a task."""
+    cdef Py_ssize_t at = 0, n
+    cdef Share shares[SHARES]
+    while at < s.groups * blocks:
+        n = least(z.together, s.groups * blocks - at)
+        make_shares(shares, threads, n * z.chunks)
+        for _ in prange(n * z.chunks, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
+            picture_task(s, z, src, V, take(shares, threads, threadid()), at, n, blocks, space + threadid() * z.scratch)
+        make_shares(shares, threads, n * s.targets * z.panels)
+        for _ in prange(n * s.targets * z.panels, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
+            panel_task(s, z, src, w, V, biases, dst, relu, take(shares, threads, threadid()), at, n, blocks,
+                       space + threadid() * z.scratch)
+        at += n
+
+
+cdef void picture_task(Shape *s, Blocks *z, real *src, real *V, Py_ssize_t i, Py_ssize_t at, Py_ssize_t n, Py_ssize_t blocks,
+                       char *scratch) noexcept nogil:
+    """Task i: a chunk of channels, then one of the n blocks, counted over the groups, from `at` on."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, c = i // n * z.channels
+    transform_pictures(s, z, src, (at + i % n) // blocks, total * block // blocks, total * (block + 1) // blocks, c,
+                       least(s.C, c + z.channels), 0, <int> s.nh, V + (i % n * z.chunks + i // n) * z.v_chunk,
+                       <real *> scratch + s.values * z.m_step)
+
+
+cdef void panel_task(Shape *s, Blocks *z, real *src, real *w, real *V, real *biases, real *dst, bint relu, Py_ssize_t i,
+                     Py_ssize_t at, Py_ssize_t n, Py_ssize_t blocks, char *scratch) noexcept nogil:
+    """Task i: a panel of filters, then one of those blocks."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, g = (at + i % n) // blocks
+    cdef real *M = <real *> scratch
+    multiply_block(s, z, src, w, NULL, V + i % n * z.chunks * z.v_chunk, M, M + s.values * z.m_step,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
-                   total * (block + 1) // blocks, panels * cut // z.cuts, panels * (cut + 1) // z.cuts, 0, <int> s.nh, scratch)
+                   total * (block + 1) // blocks, i // n, i // n + 1, 0, <int> s.nh)
+
+
+cdef void transform_pictures(Shape *s, Blocks *z, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t c,
+                             Py_ssize_t c_end, int first, int last, real *V, real *patch) noexcept nogil:
+    """V[chunk][value][slot][channel] of tiles q to q_end, channels c to c_end, counted over the source phases, of whole chunks and
+    rows first to last of the values."""
+    cdef Py_ssize_t C = s.src[0].depth, end, chunk_end, at
+    cdef unsigned int before = begin_task()
+    while c < c_end:
+        chunk_end, at = least(c_end, c + z.channels), c
+        while c < chunk_end:  # one phase after the other: what follows its last channel is the next one's
+            end = least(chunk_end, (c // C + 1) * C)
+            transform_data(s, &s.src[c // C], False, src, g, q, q_end, c % C, c % C + end - c, first, last, V + c - at, z.ld,
+                           z.v_step, patch)
+            c = end
+        V += z.v_chunk
+    end_task(before)
 
 
 cdef void filter_task(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t i) noexcept nogil:
@@ -766,43 +866,33 @@ cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
     return not (odd_row(s, f) and value // s.nw == s.dead_h or odd_col(s, f) and value % s.nw == s.dead_w)
 
 
-cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *M, real *bias, real *dst, bint relu, Py_ssize_t g,
-                         Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end, int first, int last,
-                         char *scratch) noexcept nogil:
+cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *V, real *M, real *patch, real *bias, real *dst,
+                         bint relu, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end,
+                         int first, int last) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g, all rows of the values, or first to last of them: then
     they stay in M."""
-    cdef Py_ssize_t NR = z.width, values = s.values, ld = z.panels_at_once * NR, end, c, c_end, i, target
-    cdef real *V = <real *> scratch
-    cdef real *patch = V + values * (z.v_step + z.m_step)
+    cdef Py_ssize_t NR = z.width, end, c, c_end, i, chunk, target
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     # A thread's next task is mostly the next block.
-    cdef Py_ssize_t next = q_end if s.sources == s.groups == z.cuts == z.shares == 1 else s.N * s.tiles_h * s.tiles_w
-    cdef Py_ssize_t steps = values * ceil_div(q_end - q, TILE_MR) * (panel_end - panel)
+    cdef bint other = z.together or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.shares > 1
+    cdef Py_ssize_t next = s.N * s.tiles_h * s.tiles_w if other else q_end
+    cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (panel_end - panel)
     cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
     cdef Walk ahead = walk_over(s, &s.src[0], src, g, next, next_end, 0, s.C, steps)
-    for i in range(s.sources if held(z, scratch)[0] != q * s.groups + g else 0):
-        # one after the other: what follows a phase's last channel is the next one's
-        transform_data(s, &s.src[i], False, src, g, q, q_end, 0, s.src[i].depth, first, last, V + i * s.src[i].depth, z.C,
-                       z.v_step, patch)
-    held(z, scratch)[0] = q * s.groups + g
     while panel < panel_end:
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
-        if not z.channels:
-            multiply(s, z, V, U, M, &slots, panel, end, 0, s.C, first, last, &ahead, src)
-        c = 0
-        while z.channels and c < s.C:
-            c_end = least(s.C, c + z.channels)
-            for i in range(ceil_div(c_end - c, FILTER_ROWS)):
+        for chunk in range(z.chunks):
+            c, c_end = chunk * z.channels, least(s.C, (chunk + 1) * z.channels)
+            for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
-            multiply(s, z, V, own, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
-            c = c_end
+            multiply(s, z, V + chunk * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
         if last - first == s.nh:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
-                              least((end - target * z.panels) * NR, s.K), M, ld, z.m_step, bias, relu, patch)
+                              least((end - target * z.panels) * NR, s.K), M, z.panels_at_once * NR, z.m_step, bias, relu, patch)
         panel = end
     end_task(before)
 
@@ -810,8 +900,8 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots, Py_ssize_t panel, Py_ssize_t panel_end,
                    Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t first_row, Py_ssize_t last_row, Walk *ahead,
                    real *src) noexcept nogil:
-    """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel] * U[value][channel - c][filter], added to
-    what the channels before them gave, for some rows of the values and the tiles that need them; a step `ahead` in src for each
+    """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel - c] * U[value][channel - c][filter], added
+    to what the channels before them gave, for some rows of the values and the tiles that need them; a step `ahead` in src for each
     product."""
     cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
     cdef real *a[TILE_MR]
@@ -821,6 +911,8 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
         hi = most(lo, least(hi, c_end))
+        if lo == hi and c > 0:
+            continue
         tiles_with(s, slots, value, &begin, &end)
         blocks = ceil_div(end - begin, TILE_MR)
         for p in range(panel, panel_end):
@@ -829,7 +921,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
                 first = begin + (end - begin) * i // blocks
                 rows = begin + (end - begin) * (i + 1) // blocks - first
                 for m in range(rows):
-                    a[m] = V + value * z.v_step + (first + m) * z.C + lo
+                    a[m] = V + value * z.v_step + (first + m) * z.ld + lo - c
                     to[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
                 walk(ahead, src)
                 tile_by_rows(rows, 1, hi - lo, a, U + value * z.u_step + p * z.u_panel + (lo - c) * NR, NR, to, width, &e)
