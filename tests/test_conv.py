@@ -287,6 +287,34 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
         planning.plan.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_depth_last_pictures_of_few_channels_are_turned_over(isa, monkeypatch, pictures, dtype):
+    """For y and for dx, by ones, by twos with one left over, or all together; a single channel lies as it should already."""
+    monkeypatch.setattr(planning, "BEGINNING", 1000)  # it may not pay on every level
+    for D1, K in ((2, 1), (1, 2), (2, 2)):
+        p = Problem("few channels", 3, 40, 36, D1, K, (5, 4), P=(2, 1))
+        monkeypatch.setattr(planning, "TURNED", pictures * np.dtype(dtype).itemsize * (40 * 36 * D1 + 40 * 35 * K))
+        for direction in ("fwd", "grad_x"):
+            assert planning._better_depth_first(planning.Problem(direction, 3, 40, 36, D1, K, p.window, 1, False, dtype))
+        planning.plan.cache_clear()
+        try:
+            assert list(mistakes(p, expected(p, "NHWC", dtype), "direct", "NHWC")) == []
+        finally:
+            planning.plan.cache_clear()
+
+
+@pytest.mark.parametrize(("channels", "filters", "turned"), [(1, 6, True), (3, 16, False), (17, 3, False), (3, 17, False)])
+def test_wider_depth_last_pictures_are_not_turned_over(monkeypatch, channels, filters, turned):
+    """With 16 numbers a vector, six filters leave ten lanes empty, which costs more than it costs to turn pictures over."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    p = Problem("few filters", 2, 28, 28, channels, filters, 5, P=2)
+    problem = planning.Problem("fwd", 2, 28, 28, channels, filters, p.window, 1, False, "float32")
+    assert planning._better_depth_first(problem) is turned
+
+
 def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatch):
     """As in pictures too large to be turned over: what is scattered between the pixels of dx waits there for the next filters."""
     monkeypatch.setattr(planning, "TURNED", 0)

@@ -256,6 +256,18 @@ def _better_turned(p: Problem) -> bool:
     return (1 if strided else 2) <= w.size[1] <= SHORT_ROW
 
 
+def _better_depth_first(p: Problem) -> bool:
+    """Whether depth-last pictures of few channels are turned over, so that vectors run along the pixels: along the channels, of dx
+    or of y, most of their lanes would be empty."""
+    VL, first = _kernels.kernel("conv").VECTOR // _itemsize(p), _nominal(p)._replace(nchw=True)
+    if p.direction == "grad_w" or p.nchw or p.turned or p.groups > 1 or p.window.F == (1, 1) or _better_turned(first):
+        return False
+    pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
+    turned = _turning(first) + _depth_first_cycles(first)
+    few = max(p.D1, p.K) <= VL and _picture_bytes(p) <= TURNED
+    return few and turned < _depth_last_cycles(_nominal(p)) + BEGINNING * pixels
+
+
 def _long_rows_turned(p: Problem) -> bool:
     """Whether lanes past the ends of depth-first rows, and copies, cost more than it costs to turn them over, if there are filters
     to fill more than a vector."""
@@ -265,43 +277,51 @@ def _long_rows_turned(p: Problem) -> bool:
 
 
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
-    """A depth-first problem by the depth-last kernels of a method, a few pictures at a time; a weight gradient at once.
+    """A problem by the kernels of a method for the other layout, a few pictures at a time; a weight gradient at once.
 
-    weights_too: the weights, or their gradient, are turned over as well; else the method reads or writes them as they lie.
+    weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads or writes them
+    as they lie.
     """
     turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
     chunk = max(1, p.N) if p.direction == "grad_w" else min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
-    jobs = {n: make(p._replace(N=n, nchw=False, turned=not weights_too)) for n in {chunk, p.N % chunk}}
+    jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
-    def turned(a: Any, n: int, rows: int, cols: int, out: Any, threads: int) -> Any:
-        if rows == 1 or cols == 1:
+    def turned(a: Any, n: int, size: int, depth: int, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
+        """n pictures of so many pixels that lie depth first, or last, the other way round."""
+        if size == 1 or depth == 1:
             return a
+        rows, cols = (depth, size) if nchw else (size, depth)
         turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
+        return out
+
+    def turned_weights(w: Any, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
+        rows, cols = (p.K, taps) if nchw else (taps, p.K)
+        strides = (taps, depth * taps), (p.K, depth * p.K)
+        (batch, row), (batch_out, row_out) = strides if nchw else strides[::-1]
+        turn(w, out, depth, rows, cols, batch, row, batch_out, row_out, threads)
         return out
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         if weights_too:
-            weights = memory.empty((taps, depth, p.K), p.dtype)
-            turn(w, weights, depth, p.K, taps, taps, depth * taps, p.K, depth * p.K, threads)
-            w = weights
+            w = turned_weights(w, memory.empty(w.shape, p.dtype), threads)
         given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
         for first in range(0, p.N, chunk):
             n = min(chunk, p.N - first)
             theirs = dst[first : first + n]
             ours = theirs if places == 1 or result == 1 else made[:n]
-            jobs[n].run(turned(src[first : first + n], n, source, pixels, given[:n], threads), w, bias, ours, relu, threads)
-            turned(ours, n, places, result, theirs, threads)
+            jobs[n].run(turned(src[first : first + n], n, pixels, source, given[:n], threads), w, bias, ours, relu, threads)
+            turned(ours, n, places, result, theirs, threads, not p.nchw)
 
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        dy = turned(dy, p.N, source, pixels, memory.empty((p.N, pixels, source), p.dtype), threads)
-        x = turned(x, p.N, result, places, memory.empty((p.N, places, result), p.dtype), threads)
+        dy = turned(dy, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads)
+        x = turned(x, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads)
         weights = memory.empty((taps, depth, p.K), p.dtype) if weights_too else dw
         jobs[p.N].run(dy, x, None, weights, False, threads)
         if weights_too:
-            turn(weights, dw, depth, taps, p.K, p.K, depth * p.K, taps, depth * taps, threads)
+            turned_weights(weights, dw, threads, not p.nchw)
 
     def workspace(threads: int) -> int:
         weights = taps * depth * p.K * itemsize if weights_too else 0
@@ -374,6 +394,8 @@ def _direct(p: Problem) -> Job:
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if _better_turned(p):
         return _turned(p, _direct, p.few_a_group)
+    if _better_depth_first(p):
+        return _turned(p, _direct, True)
     if p.direction == "grad_w":
         return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
     if _better_forward(p):
@@ -510,6 +532,7 @@ PICKING = 2, 3  # filters of S=2 whose taps are picked for each phase, and turne
 TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
 TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
 COPYING = 12, 6  # a row into a strip, and each of its vectors
+BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 PACKING = 20  # two vectors of depth-first pixels, for one more tap
 LINE = 3  # a cache line of a strip in the second-level cache
@@ -581,9 +604,15 @@ def _direct_cycles(p: Problem) -> float:
             D, K = K, D
         taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
         return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
-    if p.nchw:
-        return _depth_first_cycles(p)
-    pixels, taps = p.N * H2 * W2, Fh * Fw
+    if _better_depth_first(p):
+        return _turning(p) + _depth_first_cycles(p._replace(nchw=True))
+    return _depth_first_cycles(p) if p.nchw else _depth_last_cycles(p)
+
+
+def _depth_last_cycles(p: Problem) -> float:
+    """Of a depth-last gather."""
+    taps = len(_offsets(p, 0, False)) * len(_offsets(p, 1, False))
+    pixels, D, K = p.N * math.prod(p.window.size), p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
         pixels, D, K = -(-p.N * p.H1 * p.W1 // math.prod(p.window.S)), K, D
     return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
