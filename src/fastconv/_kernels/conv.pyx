@@ -44,6 +44,8 @@ cdef enum:
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
     STRETCH = 1 << 14     # weights that are worth a task of their own
+    ABREAST = 16          # panels that are packed together at most: their filters lie side by side,
+    ROWS = 16             # and so many rows of them
     BY_PLACE = 1 << 10    # weights of a tap for which tiles with as few taps as can be are worth their pointers
 
 
@@ -167,6 +169,7 @@ cdef struct Chunks:
     bint in_place                     # they lie as one panel would, and are not packed
     Py_ssize_t stretches              # of a panel's channels, packed one by one where there are fewer panels than threads
     Py_ssize_t step                   # numbers from one row of weights to the next
+    Py_ssize_t abreast                # panels that are packed row by row together
 
 
 cdef inline bint few(Shape *s, real *like) noexcept nogil:
@@ -187,6 +190,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.in_place = (not few(s, like) and s.groups == 1 and s.T == s.window and not s.across and not s.by_filters
                   and (s.K == NR or s.K == lanes(like) or PART_OF_B and s.K < lanes(like)))
     z.step = s.K if z.in_place else NR
+    z.abreast = 1 if s.across else most(1, least(ABREAST, s.groups * z.panels * s.T // (4 * threads)))
     z.stretches = 1
     if s.by_filters and 0 < s.groups * z.panels < threads:
         z.stretches = most(1, least(z.panel_size // STRETCH, 2 * threads // (s.groups * z.panels)))
@@ -223,7 +227,8 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     cdef Shape *s = &here
     cdef Chunks z = plan_chunks(s, threads, src)
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, i, g, c, sets = ceil_div(z.panels, most(1, z.passing))
-    cdef Py_ssize_t packs = s.groups * z.panels * (z.stretches if s.by_filters and not few(s, src) else s.T)
+    cdef Py_ssize_t packs = s.groups * (z.panels * z.stretches if s.by_filters and not few(s, src)
+                                        else ceil_div(z.panels, z.abreast) * s.T)
     cdef Py_ssize_t tasks = z.cuts * z.chunks * s.groups
     cdef real *biases = b + z.packed - s.groups * z.panels * NR if bias != NULL else NULL
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
@@ -263,7 +268,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
 
 
 cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noexcept nogil:
-    """Task i: a group, then a panel, then a tap, or, where taps are packed all at once, a stretch of channels."""
+    """Task i: a group, then some panels, then a tap, or, where taps are packed all at once, a stretch of channels of one panel."""
     cdef Shape *s = &self.s
     cdef Py_ssize_t n
     if few(s, w):
@@ -273,7 +278,8 @@ cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noex
         pack_taps(self, w, b + i // n * z.panel_size, i // n // z.panels, i // n % z.panels, s.C * (i % n) // n,
                   s.C * (i % n + 1) // n)
     else:
-        pack_panel(self, w, b + i * s.C * 2 * lanes(w), i // (z.panels * s.T), i // s.T % z.panels, i % s.T, 0, s.C)
+        n = ceil_div(z.panels, z.abreast)
+        pack_panels(self, z, w, b, i // s.T // n, i // s.T % n * z.abreast, i % s.T)
 
 
 cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real *dst, bint relu, Py_ssize_t i,
@@ -385,6 +391,17 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
             t += 1
             if t == s.window:
                 t, u, c = 0, 0, c + 1
+
+
+cdef void pack_panels(Gather self, Chunks *z, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t) noexcept nogil:
+    """All channels of one tap and of `abreast` panels, some rows of one after those of another: they lie in the same pages."""
+    cdef Shape *s = &self.s
+    cdef Py_ssize_t NR = 2 * lanes(w), c = 0, p, some = s.C if z.abreast == 1 else ROWS
+    b += (g * z.panels * s.T + t) * s.C * NR
+    while c < s.C:
+        for p in range(panel, least(z.panels, panel + z.abreast)):
+            pack_panel(self, w, b + (p * s.T * s.C + c) * NR, g, p, t, c, least(some, s.C - c))
+        c += some
 
 
 cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
