@@ -61,7 +61,9 @@ cdef struct Strips:
     bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
-    bint ahead                        # source and dy lie as one row each, which no cache keeps: tiles call for the next strip
+    # No cache keeps the pictures, and dy, read as it lies, is one row, as is the source, or that is packed: tiles call for the next
+    # strip of what they read.
+    bint ahead
 
 
 @cython.final
@@ -175,7 +177,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
-    z.ahead = (z.in_place and z.dy_in_place and z.cuts == z.splits == s.groups == 1 and one_to_one(s)
+    z.ahead = (z.dy_in_place and z.cuts == z.splits == s.groups == 1 and (one_to_one(s) or not z.in_place)
                and bytes_met(s, like) > STREAM)
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
@@ -227,7 +229,8 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
             end = least(block_end, b + z.blocks_at_once)
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
             for i in range(b, end):
-                gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate)
+                gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate,
+                               &calls if z.ahead and row + rows < row_end else NULL)
                 if at_once:
                     write_block(s, z, total, dw, g, i, panel, panel_end)
             b = end
@@ -246,8 +249,10 @@ cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssiz
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
-                         Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate) noexcept nogil:
-    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy."""
+                         Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate,
+                         Py_ssize_t *calls) noexcept nogil:
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy. If given,
+    `calls` counts the strip's tiles, which call for the next one's dy."""
     cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
@@ -263,6 +268,9 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
             for p in range(panel, panel_end):
                 for m in range(n):
                     c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
+                if calls != NULL:
+                    e.ahead = lines_ahead(s, NULL, d + rows * s.cols * s.K, rows * s.cols, calls[0])
+                    calls[0] += 1
                 tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
                                 least(NR, s.K - p * NR), &e)
         t += z.taps
@@ -315,7 +323,7 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
 cdef inline void *lines_ahead(Shape *s, real *x, real *d, Py_ssize_t pixels, Py_ssize_t call) noexcept nogil:
     """Where tile number `call` of a strip calls for a line for each of its pixels: lines of the next strip's source x, then of its
     dy, d; NULL when all are called for. So memory is at work while the products are, not before them."""
-    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real), of_x = ceil_div(s.C, line)
+    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real), of_x = ceil_div(s.C, line) if x != NULL else 0
     if call < of_x:
         return x + call * line * pixels
     return d + (call - of_x) * line * pixels if call - of_x < ceil_div(s.K, line) else NULL
@@ -457,6 +465,11 @@ cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *d
                 add_dots(s, z, total, parts, i, dw)
 
 
+cdef inline real *row_of_dy(Shape *s, real *dy, Py_ssize_t g, Py_ssize_t row, Py_ssize_t k) noexcept nogil:
+    """Of a row of the grid, counted over the batch, and filter k of group g."""
+    return dy + ((row // s.rows * s.groups + g) * s.K + k) * s.Hd * s.Wd + row % s.rows * s.cols
+
+
 cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssize_t parts, Py_ssize_t task,
                     char *scratch) noexcept nogil:
     """A part of the grid's rows, counted over the batch, then a group, then a cut of the tiles of its filters."""
@@ -465,10 +478,12 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
     cdef Py_ssize_t tile = z.down * cut // z.cuts, tile_end = z.down * (cut + 1) // z.cuts
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real *strip = <real *> (scratch + aligned(z.products * sizeof(Py_ssize_t)))
-    cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols, plane = s.Hd * s.Wd
+    cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols
     cdef Py_ssize_t step = z.strip.step * z.strip.phases * z.strip.width
     cdef real *a[DOT_ROWS]
     cdef real *b[DOT_COLS]
+    cdef real *ahead
+    cdef bint far = bytes_met(s, dy) > STREAM
     cdef unsigned int before = begin_task()
     total += (part * s.groups + g) * z.down * z.across * z.size
     memset(total + tile * z.across * z.size, 0, (tile_end - tile) * z.across * z.size * sizeof(real))
@@ -481,14 +496,19 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
             copy_planes(s, &z.strip, src + ((n + m) * s.groups + g) * s.C * s.Hs * s.Ws, i, i + rows, strip + m * z.source)
         for k in range(tile, tile_end):
             for m in range(DOT_ROWS):  # the last filter again where there are no more
-                a[m] = dy + ((n * s.groups + g) * s.K + least(s.K - 1, k * DOT_ROWS + m)) * plane + i * s.cols
+                a[m] = row_of_dy(s, dy, g, row, least(s.K - 1, k * DOT_ROWS + m))
             for t in range(z.across):
+                ahead = NULL
+                if far and t < DOT_ROWS and k + 1 < tile_end:
+                    ahead = row_of_dy(s, dy, g, row, (k + 1) * DOT_ROWS + t)
+                elif far and t < DOT_ROWS:
+                    ahead = row_of_dy(s, dy, g, row + rows * pictures, tile * DOT_ROWS + t)
                 first = z.products * t // z.across
                 cols = z.products * (t + 1) // z.across - first
                 for m in range(cols):
                     b[m] = strip + table[first + m]
-                dot_tile(cols, pictures, rows, s.cols, a, s.groups * s.K * plane, s.cols, b, z.source, step,
-                         total + (k * z.across + t) * z.size)
+                dot_tile(cols, pictures, rows, s.cols, a, s.groups * s.K * s.Hd * s.Wd, s.cols, b, z.source, step,
+                         total + (k * z.across + t) * z.size, ahead)
         row += rows * pictures
     end_task(before)
 

@@ -91,14 +91,15 @@ INLINE VEC CAT(add_lanes)(VEC v[VL]) {
 
 #define DOT_ARGUMENTS \
     ptrdiff_t runs, ptrdiff_t rows, ptrdiff_t length, REAL *const *a, ptrdiff_t a_run, ptrdiff_t a_step, \
-    REAL *const *b, ptrdiff_t b_run, ptrdiff_t b_step, REAL *c
-#define DOT_VALUES runs, rows, length, a, a_run, a_step, b, b_run, b_step, c
+    REAL *const *b, ptrdiff_t b_run, ptrdiff_t b_step, REAL *c, const REAL *ahead
+#define DOT_VALUES runs, rows, length, a, a_run, a_step, b, b_run, b_step, c, ahead
 INLINE void CAT(dot_body)(const int cols, DOT_ARGUMENTS) {
     VEC acc[DOT_SIZE], av[DOT_ROWS];
     UNROLL for (int i = 0; i < DOT_SIZE; i++) acc[i] = CAT(splat)(0);
     for (ptrdiff_t u = 0, r = 0; u < runs; r = r + 1 < rows ? r + 1 : 0, u += r == 0) {
         const ptrdiff_t at_a = u * a_run + r * a_step, at_b = u * b_run + r * b_step;
         ptrdiff_t j = 0;
+        if (ahead) fetch_lines(ahead + at_a, length * sizeof(REAL));
         for (; j + VL <= length; j += VL) {
             UNROLL for (int m = 0; m < DOT_ROWS; m++) av[m] = CAT(load)(a[m] + at_a + j);
             UNROLL for (int n = 0; n < cols; n++) {

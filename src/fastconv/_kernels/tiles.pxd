@@ -66,9 +66,9 @@ cdef extern from "kernels.h" nogil:
     void mix_tile_f32(Py_ssize_t cols, Py_ssize_t length, float *a, float *b, Py_ssize_t b_step, float *c, epilogue_f32 *e)
     void mix_tile_f64(Py_ssize_t cols, Py_ssize_t length, double *a, double *b, Py_ssize_t b_step, double *c, epilogue_f64 *e)
     void dot_tile_f32(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, float **a, Py_ssize_t a_run,
-                      Py_ssize_t a_step, float **b, Py_ssize_t b_run, Py_ssize_t b_step, float *c)
+                      Py_ssize_t a_step, float **b, Py_ssize_t b_run, Py_ssize_t b_step, float *c, float *ahead)
     void dot_tile_f64(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, double **a, Py_ssize_t a_run,
-                      Py_ssize_t a_step, double **b, Py_ssize_t b_run, Py_ssize_t b_step, double *c)
+                      Py_ssize_t a_step, double **b, Py_ssize_t b_run, Py_ssize_t b_step, double *c, double *ahead)
     void point_rows_f32(float **a, float *base, Py_ssize_t step, Py_ssize_t n)
     void point_rows_f64(double **a, double *base, Py_ssize_t step, Py_ssize_t n)
     void transpose_f32(float *dst, Py_ssize_t dst_stride, float *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t cols)
@@ -215,12 +215,12 @@ cdef inline void tile_by_table(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t leng
 
 
 cdef inline void dot_tile(Py_ssize_t cols, Py_ssize_t runs, Py_ssize_t rows, Py_ssize_t length, real **a, Py_ssize_t a_run,
-                          Py_ssize_t a_step, real **b, Py_ssize_t b_run, Py_ssize_t b_step, real *c) noexcept nogil:
-    """c[m * DOT_COLS + n] += the products of a[m] and b[n], summed along the rows."""
+                          Py_ssize_t a_step, real **b, Py_ssize_t b_run, Py_ssize_t b_step, real *c, real *ahead) noexcept nogil:
+    """c[m * DOT_COLS + n] += the products of a[m] and b[n], summed along the rows; rows that lie like those of a are called for."""
     if real is float:
-        dot_tile_f32(cols, runs, rows, length, a, a_run, a_step, b, b_run, b_step, c)
+        dot_tile_f32(cols, runs, rows, length, a, a_run, a_step, b, b_run, b_step, c, ahead)
     else:
-        dot_tile_f64(cols, runs, rows, length, a, a_run, a_step, b, b_run, b_step, c)
+        dot_tile_f64(cols, runs, rows, length, a, a_run, a_step, b, b_run, b_step, c, ahead)
 
 
 cdef inline void point_rows(real **a, real *base, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
