@@ -70,7 +70,8 @@ INLINE void CAT(point_rows)(REAL **a, REAL *base, ptrdiff_t step, ptrdiff_t n) {
  *     c[m * DOT_COLS + n] += sum over u < runs, r < rows, j < length of
  *                            a[m][u * a_run + r * a_step + j] * b[n][u * b_run + r * b_step + j],  m < DOT_ROWS, n < cols
  *
- * The vectors of DOT_ROWS x DOT_COLS sums stay in registers; their lanes are added at the end. c has DOT_SIZE numbers. */
+ * The vectors of DOT_ROWS x DOT_COLS sums stay in registers; their lanes are added at the end. c has DOT_SIZE numbers. `ahead`, if
+ * it is not NULL, is one more a[m] whose rows are called for. */
 #define DOT_SIZE ((DOT_ROWS * DOT_COLS + VL - 1) / VL * VL)
 
 /* Lane i of the result is the sum of the lanes of v[i]. */
