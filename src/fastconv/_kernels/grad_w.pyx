@@ -177,8 +177,10 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
-    z.ahead = (z.dy_in_place and z.cuts == z.splits == s.groups == 1 and (one_to_one(s) or not z.in_place)
+    z.ahead = (not nchw and z.cuts == z.splits == s.groups == 1 and (one_to_one(s) or not z.in_place)
                and bytes_met(s, like) > STREAM)
+    if z.ahead and not z.dy_in_place:  # it and the next strip's both stay in cache
+        z.rows = most(1, z.rows // 2)
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
     z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
@@ -192,6 +194,14 @@ cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
             + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
 
 
+cdef struct Ahead:
+    # What a strip's tiles call for, a line for each of its pixels: the next strip's source, unless it is packed, and its dy, as they
+    # lie. So memory is at work while the products are, not before them.
+    char *x
+    char *dy
+    Py_ssize_t x_left, dy_left        # bytes
+
+
 cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t parts,
                         Py_ssize_t task, char *scratch) noexcept nogil:
     """A part of the grid's rows, counted over the batch, then a group, then a cut of its panels of filters, then a split of its
@@ -200,11 +210,12 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
     cdef Py_ssize_t block = z.blocks * split // z.splits, block_end = z.blocks * (split + 1) // z.splits
     cdef Py_ssize_t panel = z.panels * cut // z.cuts, panel_end = z.panels * (cut + 1) // z.cuts
     cdef Py_ssize_t part = task // z.splits // z.cuts // s.groups, row_end = s.N * s.rows * (part + 1) // parts
-    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows, calls
+    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
     cdef real *d
+    cdef Ahead next
     cdef bint accumulate = False, at_once = z.whole and 0 < row_end - row <= z.rows  # while a block's sums are in cache
     cdef unsigned int before = begin_task()
     total += g * s.K if z.direct else (part * s.groups + g) * s.T * s.C * z.ld
@@ -218,10 +229,13 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
         else:
             d = packed
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
-        calls = 0
+        next = Ahead(<char *> (src + (row + rows) * s.cols * s.C), <char *> (dy + (row + rows) * s.cols * s.K), 0, 0)
+        if z.ahead and row + rows < row_end:
+            next.x_left = rows * s.cols * s.C * sizeof(real) if z.in_place else 0
+            next.dy_left = rows * s.cols * s.K * sizeof(real)
         for i in range(block, block_end if z.in_place else block):
             pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate,
-                            &calls if z.ahead and row + rows < row_end else NULL)
+                            &next)
             if at_once:
                 write_block(s, z, total, dw, g, i, panel, panel_end)
         b = block
@@ -230,7 +244,7 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
             pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
             for i in range(b, end):
                 gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate,
-                               &calls if z.ahead and row + rows < row_end else NULL)
+                               &next)
                 if at_once:
                     write_block(s, z, total, dw, g, i, panel, panel_end)
             b = end
@@ -250,9 +264,8 @@ cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssiz
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
                          Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate,
-                         Py_ssize_t *calls) noexcept nogil:
-    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy. If given,
-    `calls` counts the strip's tiles, which call for the next one's dy."""
+                         Ahead *next) noexcept nogil:
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy."""
     cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
@@ -268,9 +281,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
             for p in range(panel, panel_end):
                 for m in range(n):
                     c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
-                if calls != NULL:
-                    e.ahead = lines_ahead(s, NULL, d + rows * s.cols * s.K, rows * s.cols, calls[0])
-                    calls[0] += 1
+                e.ahead = lines_ahead(next, rows * s.cols)
                 tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
                                 least(NR, s.K - p * NR), &e)
         t += z.taps
@@ -278,9 +289,8 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
 
 cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
                           Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
-                          bint accumulate, Py_ssize_t *calls) noexcept nogil:
-    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first). If
-    given, `calls` counts the strip's tiles, which call for the next one."""
+                          bint accumulate, Ahead *next) noexcept nogil:
+    """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
     cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
     cdef Py_ssize_t depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
     cdef Py_ssize_t pieces = ceil_div(channels, tile_height((pixels if z.gaps else plane) * sizeof(real)) if nchw else TILE_MR)
@@ -313,20 +323,19 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
             elif nchw:
                 tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             else:
-                if calls != NULL:
-                    e.ahead = lines_ahead(s, src + (row + rows) * s.cols * s.C, d + pixels * s.K, pixels, calls[0])
-                    calls[0] += 1
+                e.ahead = lines_ahead(next, pixels)
                 tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,
                                 least(NR, s.K - p * NR), &e)
 
 
-cdef inline void *lines_ahead(Shape *s, real *x, real *d, Py_ssize_t pixels, Py_ssize_t call) noexcept nogil:
-    """Where tile number `call` of a strip calls for a line for each of its pixels: lines of the next strip's source x, then of its
-    dy, d; NULL when all are called for. So memory is at work while the products are, not before them."""
-    cdef Py_ssize_t line = CACHE_LINE // <Py_ssize_t> sizeof(real), of_x = ceil_div(s.C, line) if x != NULL else 0
-    if call < of_x:
-        return x + call * line * pixels
-    return d + (call - of_x) * line * pixels if call - of_x < ceil_div(s.K, line) else NULL
+cdef inline void *lines_ahead(Ahead *next, Py_ssize_t pixels) noexcept nogil:
+    """Where the next tile's lines lie; NULL when all are called for."""
+    cdef char *at = next.x if next.x_left > 0 else next.dy if next.dy_left > 0 else NULL
+    if next.x_left > 0:
+        next.x, next.x_left = at + CACHE_LINE * pixels, next.x_left - CACHE_LINE * pixels
+    elif next.dy_left > 0:
+        next.dy, next.dy_left = at + CACHE_LINE * pixels, next.dy_left - CACHE_LINE * pixels
+    return at
 
 
 cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,
