@@ -304,7 +304,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
     cdef real *b = <real *> (scratch + z.scratch - z.passing * (PASSING + 1) * NR * <Py_ssize_t> sizeof(real))
     cdef real *at[TILE_MR]
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0, 0, NULL, 0, 0)
     cdef unsigned int before = begin_task()
     memset(zeros, 0, s.C * sizeof(real))
     point_at_pixels(s, src, dst, g, 0, pixels, a, target, zeros)
@@ -472,7 +472,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
     cdef real **c = a + room * runs * TILE_MR
     cdef real **target = c + room * TILE_MR
     cdef real *rest = <real *> (<char *> a + aligned((room * (runs + 1) + 1) * TILE_MR * sizeof(void *)))
-    cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream, s.fetch, NULL)
+    cdef Epilogue e = Epilogue(bias, 0, 0, relu, s.stream, s.fetch, NULL, 0, 0)
     cdef unsigned int before = begin_task()
     if s.merged:
         copy_strip(s, src, lo, hi, rest)
@@ -516,7 +516,7 @@ cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bia
     cdef Py_ssize_t NR = 2 * lanes(src), depth = s.groups * s.C, filters = s.groups * s.K, blocks, i, rows, q, cols
     cdef real *a[TILE_MR]
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, s.fetch, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, s.stream, s.fetch, NULL, 0, 0)
     cdef unsigned int before = begin_task()
     blocks = ceil_div(hi - lo, pixels_a_tile(s, src))
     src, dst = src + g * s.C, dst + g * s.K

@@ -61,9 +61,7 @@ cdef struct Strips:
     bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
-    # No cache keeps the pictures, and dy, read as it lies, is one row, as is the source, or that is packed: tiles call for the next
-    # strip of what they read.
-    bint ahead
+    bint ahead                        # no cache keeps the pictures: tiles call for the next strip
 
 
 @cython.final
@@ -177,8 +175,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
-    z.ahead = (not nchw and z.cuts == z.splits == s.groups == 1 and (one_to_one(s) or not z.in_place)
-               and bytes_met(s, like) > STREAM)
+    z.ahead = not nchw and z.cuts == z.splits == s.groups == 1 and bytes_met(s, like) > STREAM
     if z.ahead and not z.dy_in_place:  # it and the next strip's both stay in cache
         z.rows = most(1, z.rows // 2)
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
@@ -195,11 +192,38 @@ cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
 
 
 cdef struct Ahead:
-    # What a strip's tiles call for, a line for each of its pixels: the next strip's source, unless it is packed, and its dy, as they
-    # lie. So memory is at work while the products are, not before them.
+    # Lines that a strip's tiles call for, each one for every pixel: the next strip's source, unless it is packed, then its dy, as
+    # they lie. So memory is at work while the products are, not before them.
     char *x
     char *dy
-    Py_ssize_t x_left, dy_left        # bytes
+    Py_ssize_t x_lines, dy_lines      # of a pixel, that are not called for yet
+    Py_ssize_t x_step, x_run          # from one pixel's line to the next one's, and further to that of the next row
+    Py_ssize_t x_next, dy_next        # from a tile's lines to those of the next tile
+
+
+cdef inline Ahead strip_ahead(Shape *s, Strips *z, real *src, real *dy, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
+    """Of a strip of so many rows, counted over the batch."""
+    cdef Ahead next
+    cdef Py_ssize_t size = sizeof(real), line = CACHE_LINE // size
+    next.dy, next.dy_lines = <char *> (dy + row * s.cols * s.K), ceil_div(s.K, line)
+    next.x_lines = ceil_div(s.C, line) if z.in_place else 0
+    next.x_step, next.x_run, next.x_next, next.dy_next = CACHE_LINE, 0, CACHE_LINE * rows * s.cols, CACHE_LINE * rows * s.cols
+    next.x = <char *> (src + (row // s.rows * s.Hs + row % s.rows * s.stride_h) * s.Ws * s.C)
+    if not one_to_one(s):
+        next.x_step, next.x_next = s.stride_w * s.C * size, CACHE_LINE
+        next.x_run = (s.stride_h * s.Ws - s.cols * s.stride_w) * s.C * size
+    return next
+
+
+cdef inline void lines_ahead(Ahead *next, Epilogue *e) noexcept nogil:
+    """Those of a tile."""
+    e.ahead = NULL
+    if next.x_lines > 0:
+        e.ahead, e.ahead_step, e.ahead_run = next.x, next.x_step, next.x_run
+        next.x, next.x_lines = next.x + next.x_next, next.x_lines - 1
+    elif next.dy_lines > 0:
+        e.ahead, e.ahead_step, e.ahead_run = next.dy, CACHE_LINE, 0
+        next.dy, next.dy_lines = next.dy + next.dy_next, next.dy_lines - 1
 
 
 cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t parts,
@@ -229,10 +253,9 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
         else:
             d = packed
             pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
-        next = Ahead(<char *> (src + (row + rows) * s.cols * s.C), <char *> (dy + (row + rows) * s.cols * s.K), 0, 0)
+        memset(&next, 0, sizeof(Ahead))
         if z.ahead and row + rows < row_end:
-            next.x_left = rows * s.cols * s.C * sizeof(real) if z.in_place else 0
-            next.dy_left = rows * s.cols * s.K * sizeof(real)
+            next = strip_ahead(s, z, src, dy, row + rows, rows)
         for i in range(block, block_end if z.in_place else block):
             pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate,
                             &next)
@@ -271,7 +294,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL, 0, 0)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -281,7 +304,7 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
             for p in range(panel, panel_end):
                 for m in range(n):
                     c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
-                e.ahead = lines_ahead(next, rows * s.cols)
+                lines_ahead(next, &e)
                 tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
                                 least(NR, s.K - p * NR), &e)
         t += z.taps
@@ -297,7 +320,7 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
     cdef real *at
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL, 0, 0)
     for i in range(pieces):
         first = channels * i // pieces
         n = channels * (i + 1) // pieces - first
@@ -323,19 +346,9 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
             elif nchw:
                 tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             else:
-                e.ahead = lines_ahead(next, pixels)
+                lines_ahead(next, &e)
                 tile_by_columns(n, rows, s.cols, a, s.stride_w * depth, d + (p - panel) * d_panel, d_step, to,
                                 least(NR, s.K - p * NR), &e)
-
-
-cdef inline void *lines_ahead(Ahead *next, Py_ssize_t pixels) noexcept nogil:
-    """Where the next tile's lines lie; NULL when all are called for."""
-    cdef char *at = next.x if next.x_left > 0 else next.dy if next.dy_left > 0 else NULL
-    if next.x_left > 0:
-        next.x, next.x_left = at + CACHE_LINE * pixels, next.x_left - CACHE_LINE * pixels
-    elif next.dy_left > 0:
-        next.dy, next.dy_left = at + CACHE_LINE * pixels, next.dy_left - CACHE_LINE * pixels
-    return at
 
 
 cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t panel,

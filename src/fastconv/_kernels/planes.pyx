@@ -248,7 +248,7 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
     cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
     cdef real *result = rows + s.C * z.size + NR
     cdef real *target[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch, NULL)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, s.fetch, NULL, 0, 0)
     cdef unsigned int before = begin_task()
     src += (n * s.groups + g) * s.C * s.Hs * s.Ws
     dst += (n * s.groups + g) * s.K * plane
@@ -324,7 +324,7 @@ cdef void filter_task(Shape *s, real *src, real *rows, real *bias, real *dst, bi
     cdef real **a = <real **> (scratch + aligned(z.pieces * sizeof(Piece)))
     cdef real *packed = <real *> (<char *> a + aligned(most(1, s.T) * TILE_MR * sizeof(void *)))
     cdef real *result = packed + z.together * z.channels * s.T * NR
-    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch, NULL)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, 0, s.stream, s.fetch, NULL, 0, 0)
     cdef unsigned int before = begin_task()
     if in_one_sweep(s):
         sweep(s, src, rows, bias, dst, relu, panel * NR, some_pixels, k, k_end)
@@ -370,7 +370,7 @@ cdef void sweep(Shape *s, real *src, real *rows, real *bias, real *dst, bint rel
                 Py_ssize_t k_end) noexcept nogil:
     """`filter_task` of few channels, planes as they lie: n pixels from pixel q on, counted over the batch."""
     cdef Py_ssize_t plane = s.Hd * s.Wd, some, at, row = s.C * (s.window if s.by_taps else s.T), i
-    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 1, 0, relu, s.stream, 0, NULL, 0, 0)
     rows += s.tap[0] * s.C if s.by_taps else 0
     while n > 0:
         at = q % plane

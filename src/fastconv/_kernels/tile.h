@@ -21,7 +21,8 @@ typedef struct {
     int relu;          /* C ends as max(C, 0) */
     int stream;        /* C is written past the caches; its rows begin at whole vectors and cols is a multiple of VL */
     int fetch;         /* C lies far away: its lines are called for while the products run */
-    const void *ahead; /* NULL, or, by columns, lines that are called for while the products run, one for each k */
+    const void *ahead; /* NULL, or, by columns, the first of the lines that are called for while the products run, one for each k, */
+    ptrdiff_t ahead_step, ahead_run; /* bytes from one to the next, and further from the last one of a run to the next run's */
 } CAT(epilogue);
 
 #define TILE_ARGUMENTS \

@@ -36,7 +36,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         UNROLL for (int m = 0; m < rows; m++) prefetch_to_write(c[m]); /* the processor brings the line beside it */
     }
     const char *ahead = e->ahead ? e->ahead : b;
-    const ptrdiff_t next = e->ahead ? CACHE_LINE : 0;
+    const ptrdiff_t next = e->ahead ? e->ahead_step : 0, next_run = e->ahead ? e->ahead_run : 0;
     for (ptrdiff_t u = 0; u < runs; u++) {
         const REAL *row[MR];
         const ptrdiff_t n = by_rows && !keep && !table && !a[0] ? 0 : length;
@@ -66,6 +66,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             b += b_step;
         }
         b += (length - n) * b_step;
+        if (!by_rows) ahead += next_run;
     }
     const VEC least = CAT(splat)((REAL)(e->relu ? 0 : -INFINITY));
     UNROLL for (int m = 0; m < rows; m++) {

@@ -35,10 +35,12 @@ cdef extern from "kernels.h" nogil:
         float *bias
         int bias_by_row, accumulate, relu, stream, fetch
         void *ahead
+        Py_ssize_t ahead_step, ahead_run
     ctypedef struct epilogue_f64:
         double *bias
         int bias_by_row, accumulate, relu, stream, fetch
         void *ahead
+        Py_ssize_t ahead_step, ahead_run
     void tile_by_rows_f32(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, float **a, Py_ssize_t a_step, float *b,
                           Py_ssize_t b_step, float **c, Py_ssize_t cols, epilogue_f32 *e)
     void tile_by_rows_f64(Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t length, double **a, Py_ssize_t a_step, double *b,
@@ -108,6 +110,7 @@ cdef struct Epilogue:
     void *bias
     int bias_by_row, accumulate, relu, stream, fetch
     void *ahead
+    Py_ssize_t ahead_step, ahead_run
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:

@@ -906,7 +906,7 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
     cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0, NULL, 0, 0)
     for value in range(first_row * s.nw, last_row * s.nw):
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
@@ -1109,7 +1109,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *s
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, begin, end, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, add, 0, 0, 0, NULL)
+    cdef Epilogue e = Epilogue(NULL, 0, add, 0, 0, 0, NULL, 0, 0)
     for value in range(s.values):
         tiles_with(s, slots, value, &begin, &end)
         if begin == end or not lives(s, value, f):
