@@ -40,7 +40,6 @@ cdef enum:
 
 
 cdef double NEXT_ROW = 0.2  # vectors of products that cost as much as to go to the next row of a plane
-cdef double DEALING = 1.25  # of the products along rows, with the columns of a stride dealt out to strips beforehand
 
 
 cdef struct Strips:
@@ -457,7 +456,6 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
     # Lanes are lost past the last filter of a vector, or past a row's end.
     turned = <double> s.cols * (z.products * ceil_div(s.K, VL) * VL + TURNING * s.K) * vectors
     along = (ceil_div(s.cols, VL) + NEXT_ROW) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
-    along *= DEALING if s.stride_w > 1 else 1
     if along >= turned:
         z.strip.rows = 0
         return z
