@@ -24,9 +24,9 @@ from fastconv._kernels.gather cimport (
     L2_SHARE, SMALL_WORK, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
 )
 from fastconv._kernels.tiles cimport (
-    DOT_COLS, DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data,
-    end_task, fetch_lines, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch, real, take, tile_by_rows,
-    tile_height, tile_of_few, transpose,
+    DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data, end_task,
+    fetch_lines, few_pixels, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch, real, take,
+    tile_by_rows, tile_height, tile_of_few, transpose,
 )
 
 import numpy as np
@@ -426,7 +426,7 @@ cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pan
 
 cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:
     if few(s, like):
-        return TILE_MR // DOT_COLS * DOT_COLS
+        return TILE_MR // few_pixels(s.K, like) * few_pixels(s.K, like)
     if s.by_place:  # several places, or a part of one
         return TILE_MR // s.N * s.N if s.N <= TILE_MR else ceil_div(s.N, ceil_div(s.N, TILE_MR))
     return TILE_MR if s.merged else tile_height(s.stride_w * s.groups * s.C * sizeof(real))
@@ -461,7 +461,7 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
-    if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and s.C >= 1 and not few(s, src):
+    if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and s.C >= 1:
         pass_pixels(s, src, b, b_step, bias, dst, relu, g, lo, hi, panel, panel_end)
         return
     cdef Py_ssize_t NR = 2 * lanes(src), blocks = ceil_div(hi - lo, pixels_a_tile(s, src)), i, m, first, end, rows, begin = 0
@@ -532,7 +532,10 @@ cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bia
             point_rows(c, dst + q * filters + panel * NR, filters, rows)
             if s.ahead and panel == panel_end - 1:
                 fetch_pixels(s, src, 0, q + hi - lo, rows)
-            tile_by_rows(rows, 1, s.C, a, b + panel * s.together * s.C * NR, b_step, c, cols, &e)
+            if few(s, src):
+                tile_of_few(rows, s.K, 1, s.C, a, b, c, &e)
+            else:
+                tile_by_rows(rows, 1, s.C, a, b + panel * s.together * s.C * NR, b_step, c, cols, &e)
             q += rows
         panel += 1
     end_task(before)

@@ -135,29 +135,34 @@ static inline void CAT(dot_tile)(ptrdiff_t cols, DOT_ARGUMENTS) { CAT(dots)[cols
 #undef DOT_ARGUMENTS
 #undef DOT_VALUES
 
-/* Third, for few filters: the products of the first with vectors along k, for at most DOT_COLS pixels and DOT_ROWS filters.
+/* Third, for few filters: the products of the first with vectors along k, for at most DOT_ROWS filters and DOT_COLS pixels, or, of
+ * two or three filters, as many as give a vector of sums.
  *
  *     c[m][n] = act(bias[n] + sum over runs u, k < length of  a[u * MR + m][k] * B[u][k][n])
  *
  * b holds B as [run][vector of k][filter][lane], with zeros past the last k. */
+#define FEW_PIXELS(n) (VL < 4 * DOT_ROWS || (n) == 1 || (n) == 4 ? DOT_COLS : (n) == 2 ? MR / 2 : VL / 3)
+static inline ptrdiff_t CAT(few_pixels)(ptrdiff_t filters) { return FEW_PIXELS(filters); }
 INLINE void CAT(few_step)(const int filters, const REAL *const *row, ptrdiff_t k, ptrdiff_t left, const REAL *b, VEC *acc) {
+    const int most = FEW_PIXELS(filters);
     VEC w[DOT_ROWS];
     UNROLL for (int n = 0; n < filters; n++) w[n] = CAT(load)(b + n * VL);
-    UNROLL for (int m = 0; m < DOT_COLS; m++) {
+    UNROLL for (int m = 0; m < most; m++) {
         const VEC v = CAT(once)(CAT(load_part)(row[m] + k, left));
         UNROLL for (int n = 0; n < filters; n++) acc[m * filters + n] = CAT(fma)(w[n], v, acc[m * filters + n]);
     }
 }
 INLINE void CAT(few_body)(const int filters, ptrdiff_t pixels, ptrdiff_t runs, ptrdiff_t length, REAL *const *a, const REAL *b,
                           REAL *const *c, const CAT(epilogue) *e) {
+    const int most = FEW_PIXELS(filters);
     VEC acc[DOT_SIZE];
     REAL sums[DOT_SIZE];
     const ptrdiff_t n_sums = pixels * filters;
     UNROLL for (int i = 0; i < DOT_SIZE; i++) /* the bias is one more number to add */
-        acc[i] = e->bias && i < DOT_COLS * filters ? CAT(load_part)(e->bias + i % filters, 1) : CAT(splat)(0);
+        acc[i] = e->bias && i < most * filters ? CAT(load_part)(e->bias + i % filters, 1) : CAT(splat)(0);
     for (ptrdiff_t u = 0; u < runs; u++, a += MR) {
-        const REAL *row[DOT_COLS];
-        UNROLL for (int m = 0; m < DOT_COLS; m++) row[m] = a[m < pixels ? m : pixels - 1];
+        const REAL *row[MR > DOT_COLS ? MR : DOT_COLS];
+        UNROLL for (int m = 0; m < most; m++) row[m] = a[m < pixels ? m : pixels - 1];
         ptrdiff_t k = 0;
         for (; k + VL <= length; k += VL, b += filters * VL) CAT(few_step)(filters, row, k, VL, b, acc);
         if (k == length) continue;
@@ -165,7 +170,7 @@ INLINE void CAT(few_body)(const int filters, ptrdiff_t pixels, ptrdiff_t runs, p
         b += filters * VL;
     }
     const int side_by_side = c[pixels - 1] - c[0] == (pixels - 1) * filters;
-    UNROLL for (int i = 0; i < DOT_COLS * filters; i += VL) {
+    UNROLL for (int i = 0; i < most * filters; i += VL) {
         VEC v[VL];
         UNROLL for (int k = 0; k < VL; k++) v[k] = acc[i + k];
         v[0] = CAT(add_lanes)(v);
@@ -182,16 +187,18 @@ INLINE void CAT(few_body)(const int filters, ptrdiff_t pixels, ptrdiff_t runs, p
     }
 EACH_FEW(DEFINE_FEW)
 #define FEW_CASE(n) \
-    case n: CAT(few_##n)(pixels - m < DOT_COLS ? pixels - m : DOT_COLS, runs, length, a + m, b, c + m, e); break;
+    case n: CAT(few_##n)(pixels - m < most ? pixels - m : most, runs, length, a + m, b, c + m, e); break;
 /* Any number of pixels up to MR. */
 static inline void CAT(tile_of_few)(ptrdiff_t pixels, ptrdiff_t filters, ptrdiff_t runs, ptrdiff_t length, REAL *const *a,
                                     const REAL *b, REAL *const *c, const CAT(epilogue) *e) {
-    for (ptrdiff_t m = 0; m < pixels; m += DOT_COLS) {
+    const ptrdiff_t most = FEW_PIXELS(filters);
+    for (ptrdiff_t m = 0; m < pixels; m += most) {
         switch (filters) { EACH_FEW(FEW_CASE) }
     }
 }
 #undef DEFINE_FEW
 #undef FEW_CASE
+#undef FEW_PIXELS
 #undef DOT_SIZE
 
 /* Fourth, for few channels: the products of the first with B in registers, while any number of pixels pass by.

@@ -59,6 +59,8 @@ cdef extern from "kernels.h" nogil:
                            double **c, Py_ssize_t cols, epilogue_f64 *e)
     void tile_of_few_f32(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, float **a, float *b, float **c,
                          epilogue_f32 *e)
+    Py_ssize_t few_pixels_f32(Py_ssize_t filters)
+    Py_ssize_t few_pixels_f64(Py_ssize_t filters)
     void tile_of_few_f64(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t runs, Py_ssize_t length, double **a, double *b,
                          double **c, epilogue_f64 *e)
     void outer_tile_f32(Py_ssize_t pixels, Py_ssize_t length, float *a, Py_ssize_t a_step, float *b, Py_ssize_t b_step, float *c,
@@ -173,6 +175,11 @@ cdef inline void tile_of_few(Py_ssize_t pixels, Py_ssize_t filters, Py_ssize_t r
         tile_of_few_f32(pixels, filters, runs, length, a, b, c, <epilogue_f32 *> e)
     else:
         tile_of_few_f64(pixels, filters, runs, length, a, b, c, <epilogue_f64 *> e)
+
+
+cdef inline Py_ssize_t few_pixels(Py_ssize_t filters, real *like) noexcept nogil:
+    """How many of a tile's pixels `tile_of_few` takes at a time."""
+    return few_pixels_f32(filters) if real is float else few_pixels_f64(filters)
 
 
 cdef inline void outer_tile(Py_ssize_t pixels, Py_ssize_t length, real *a, Py_ssize_t a_step, real *b, Py_ssize_t b_step, real *c,
