@@ -159,11 +159,22 @@ def test_exact_precision_is_obeyed_by_every_call(isa):
 
 
 def test_a_thread_takes_four_megabytes_at_most(isa):
-    """Beside what all threads share: packed or transformed weights, and the parts of a gradient by the weights."""
+    """Beside what all threads share: packed or transformed weights or pictures, and the parts of a gradient by the weights."""
     for p, direction, layout in itertools.product((*PROBLEMS, *BENCH), ("fwd", "grad_x", "grad_w"), ("NHWC", "NCHW")):
         plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction=direction, layout=layout, **p.how)
         each = (plan.job.workspace(8) - plan.job.workspace(1)) / 7
         assert each <= 4 << 20, f"{p} {direction} {layout}: {each} bytes"
+
+
+@pytest.mark.parametrize("shape", [(16, 14, 14, 512, 512), (4, 28, 28, 256, 512), (1, 7, 7, 2600, 40), (64, 14, 14, 1024, 96)])
+def test_shared_pictures_take_less_than_the_filters_would(isa, shape):
+    """Where no cache keeps transformed filters, only pictures are kept, for all threads."""
+    N, H1, W1, D1, K = shape
+    plan = fc.explain((N, H1, W1, D1), (3, 3, D1, K), P=1, method="winograd")
+    filters = 36 * D1 * K * 4
+    assert filters > 12 << 20
+    for threads in (1, 2, 8):
+        assert plan.job.workspace(threads) <= (4 << 20) * threads + filters, threads
 
 
 def test_no_pictures_have_a_plan_like_others(isa):
