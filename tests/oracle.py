@@ -21,8 +21,8 @@ from fastconv import reference
 from problems import Problem
 
 LAMBDA = 5.0
-# By the longer side of the window: 5x5 and 7x7 take eight points where 3x3 takes six; rows and columns are more exact.
-WINOGRAD = {3: (120.0, 10.0), 4: (120.0, 20.0), 5: (400.0, 20.0), 7: (1000.0, 20.0)}
+# By the longer side of the window: 5x5 and 7x7 take eight points where the others take six; rows and columns are more exact.
+WINOGRAD = {**dict.fromkeys((2, 3), (120.0, 10.0)), **dict.fromkeys((4, 6), (120.0, 20.0)), **dict.fromkeys((5, 7), (400.0, 20.0))}
 RESULTS = ("y", "y without bias", "y with relu", "dx", "dw")
 GUARD = 67  # numbers on each side: more than a vector, and odd, so that nothing is aligned
 

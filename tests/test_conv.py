@@ -52,6 +52,16 @@ LARGE = [
     Problem("large 4x4 stride 2", 2, 21, 26, 40, 70, 4, S=2, P=1),
     Problem("large 4x4 stride 2 of even padding and odd size", 2, 15, 19, 33, 24, 4, S=2, P=2),
     Problem("large 4x4 stride 2 oddly padded, grouped", 1, 12, 17, 24, 40, 4, S=2, P=((2, 1), (0, 3)), groups=2),
+    Problem("large 7x7", 2, 13, 19, 40, 36, 7, P=3),
+    Problem("large 7x7 oddly padded, grouped", 1, 17, 15, 24, 72, 7, P=((1, 6), (4, 2)), groups=2),
+    Problem("large 7x7 dilated", 1, 23, 25, 20, 33, 7, P=5, dilation=(3, 2)),
+    Problem("large 7x7 dilated farther than the picture", 1, 5, 6, 16, 20, 7, P=21, dilation=7),
+    Problem("large 6x6", 2, 14, 17, 33, 24, 6, P=(2, 3)),
+    Problem("large 6x6 stride 2, grouped", 1, 15, 18, 24, 40, 6, S=2, P=((2, 1), (0, 5)), groups=2),
+    Problem("large 4x4", 2, 15, 14, 40, 33, 4, P=((1, 2), (2, 1))),
+    Problem("large 2x2", 2, 16, 13, 33, 40, 2, P=((0, 1), (1, 0))),
+    Problem("large row of two", 1, 6, 41, 40, 33, (1, 2)),
+    Problem("large column of six, dilated", 1, 31, 5, 33, 20, (6, 1), P=(4, 0), dilation=(2, 1)),
     Problem("large row of a window", 2, 17, 20, 40, 72, (1, 7), P=(0, 3)),
     Problem("large column of a window", 2, 15, 13, 37, 33, (3, 1), P=(1, 0)),
     Problem("large row of a window, of few tiles", 1, 1, 30, 70, 24, (1, 5), P=(0, 2)),
@@ -113,16 +123,14 @@ SEVERAL = [p for p in ALL if p.N > 1]
 
 
 def can(p, method):
-    """What the documentation says of "winograd": windows of 3, 5 or 7 a side, or such a row or column, with S=1; square ones
-    without dilation with S=2, too, and 4x4. The others do everything."""
-    w, sides = p.window, set(p.window.F)
+    """What the documentation says of "winograd": square windows of 2 to 7 a side, or a row or column of them, with S=1; square ones
+    of 3 and more with S=2, too, without dilation. The others do everything."""
+    w, (least, most) = p.window, sorted(p.window.F)
     if method != "winograd":
         return True
-    square = w.F[0] == w.F[1]
-    strided = square and w.S == (2, 2) and w.dilation == (1, 1)
-    if w.F == (4, 4):
-        return strided
-    return max(sides) in (3, 5, 7) and (square or 1 in sides) and (w.S == (1, 1) or strided)
+    if w.S == (2, 2) and w.dilation == (1, 1):
+        return 3 <= least == most <= 7
+    return w.S == (1, 1) and 2 <= most <= 7 and least in (1, most)
 
 
 def convolve(e, out=None, **how):

@@ -100,7 +100,7 @@ def test_methods_that_do_not_exist_or_cannot(name):
     refuses(ValueError, ["method", "'direct'", "'winograd'", "fft"], CALLS[name], method="fft")
     refuses(TypeError, "method", CALLS[name], method=None)
     x = ones(1, 9, 9, 3)
-    cannot = [({"S": 3}, 3, "S=1"), ({"S": (1, 2)}, 3, "S=1"), ({"dilation": 2, "S": 2}, 3, "dilation"), ({}, 2, "3x3")]
+    cannot = [({"S": 3}, 3, "S=1"), ({"S": (1, 2)}, 3, "S=1"), ({"dilation": 2, "S": 2}, 3, "dilation"), ({}, 9, "2 to 7")]
     for how, window, why in cannot:
         v, how = ones(window, window, 3, 5), {**how, "method": "winograd"}
         dy = fc.conv2d(x, v, **{**how, "method": "direct"})

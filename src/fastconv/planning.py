@@ -543,6 +543,7 @@ CORNER = 128  # channels, or filters, for which a weight gradient's tiles are tr
 # sooner, and still less where no cache keeps the filters of its phases: of y and of dx.
 MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, {"fwd": 0.62, "grad_x": 0.74}
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
+QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
 
@@ -563,11 +564,12 @@ def _product(rows: float, k: float, cols: int, p: Problem) -> float:
 
 def _winograd_cycles(p: Problem, m: Pair) -> float:
     VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
-    S, D, K = p.window.S[0], p.D1 // p.groups, p.K // p.groups
+    D, K = p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
         D, K = K, D
-    (nh, nw), tiles, phases = _values(p, m), _tiles(p, m), S * S
-    values = nh * nw if S == 1 else (2 * nh - p.window.F[0] % 2) ** 2  # of all phases: odd ones of odd filters have n - 1 a side
+    (nh, nw), tiles, phases, sources = _values(p, m), _tiles(p, m), _cut(p) ** 2, _sources(p)
+    # of all phases: odd ones of odd filters have n - 1 a side
+    values = nh * nw if phases == 1 else (2 * nh - p.window.F[0] % 2) ** 2
     d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
     if p.direction == "grad_w":
         again = -(-K // CORNER), -(-D // CORNER)  # x and dy
@@ -576,9 +578,8 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
         products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
         transforms = part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
         return products + transforms + (_turning(p, again) if p.nchw and phases > 1 else 0)
-    sources, targets = (1, phases) if p.direction == "grad_x" else (phases, 1)
-    each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * targets
-    filters = phases * TRANSFORM["filter"] * D * k * (1 if S == 1 else PICKING[p.filters_first])
+    each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * phases / sources
+    filters = phases * TRANSFORM["filter"] * D * k * (1 if phases == 1 else PICKING[p.filters_first])
     transforms = part * (tiles * each + filters) + (_turning(p) if p.nchw else 0)
     return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + transforms
 
@@ -685,10 +686,20 @@ def _needed(p: Problem, m: Pair) -> float:
     return share
 
 
+def _cut(p: Problem) -> int:
+    """Parts into which Winograd cuts the window along an axis: odd and even taps with S=2, else the first ones and the last."""
+    return 2 if p.window.S == (2, 2) or min(p.window.F) >= QUARTERED else 1
+
+
+def _sources(p: Problem) -> int:
+    """Phases that one sum of Winograd's runs over."""
+    return 1 if p.direction == "grad_x" and p.window.S == (2, 2) else _cut(p) ** 2
+
+
 def _phase_extents(p: Problem) -> Pair:
-    """Of the filters that Winograd transforms: with S=2, those of even rows and columns."""
-    (Fh, Fw), (Sh, Sw) = p.window.F, p.window.S
-    return -(-Fh // Sh), -(-Fw // Sw)
+    """Of the filters that Winograd transforms: of the first, or even, rows and columns."""
+    (Fh, Fw), cut = p.window.F, _cut(p)
+    return -(-Fh // cut), -(-Fw // cut)
 
 
 def _values(p: Problem, m: Pair) -> Pair:
@@ -699,7 +710,7 @@ def _values(p: Problem, m: Pair) -> Pair:
 
 def _parts(p: Problem, m: Pair) -> int:
     """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
-    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * p.window.S[0] ** 2
+    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * _cut(p) ** 2
     return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
 
 
@@ -711,32 +722,31 @@ def _exact_enough(p: Problem, m: Pair) -> bool:
     if p.direction == "grad_w":
         most = (EIGHT_POINTS_TILES_OF_LINES if line else EIGHT_POINTS_TILES) * _parts(p, m)
         return (line or p.window.F != (7, 7)) and _tiles(p, m) <= most
-    return line or (p.K if p.direction == "grad_x" else p.window.S[0] ** 2 * p.D1) // p.groups <= EIGHT_POINTS
+    return line or _sources(p) * (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
 
 
 def winograd_tile(p: Problem) -> Pair:
-    """Rows and columns of results, the cheapest that are exact enough; of 7x7 filters there is one tile only."""
+    """Rows and columns of results, the cheapest that are exact enough; of 6 or 7 taps in a line there is one tile only."""
     rh, rw = _phase_extents(p)
     r = max(rh, rw)
     points: tuple[int, ...]
-    if p.window.S == (2, 2):
+    if _cut(p) == 2:
         points = {2: (4,) if p.window.F[0] % 2 else (6, 4), 3: (6, 4), 4: (8, 6)}[r]
+    elif 1 in p.window.F:
+        points = (8, 6) if r <= 5 else (8,)
     else:
-        points = {3: (8, 6) if 1 in p.window.F else (6, 4), 5: (8, 6), 7: (8,)}[r]
+        points = {2: (6, 4), 3: (6, 4), 4: (6,), 5: (8, 6)}[r]
     tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
     able = [m for m in tiles if _exact_enough(p, m)]
     return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=(2, 2))
 
 
 def _winograd_refuses(p: Problem) -> str | None:
-    (Fh, Fw), w = p.window.F, p.window
-    line = 1 in (Fh, Fw)
-    if w.F == (4, 4) and w.S == (2, 2) and w.dilation == (1, 1):
-        return None
-    if max(Fh, Fw) not in (3, 5, 7) or (Fh != Fw and not line):
-        return f"it has transforms for 3x3, 5x5 and 7x7 windows, one row or column of them, and 4x4 with S=2, not {Fw}x{Fh}"
-    if w.S != (1, 1) and (w.S != (2, 2) or line or w.dilation != (1, 1)):
-        return f"it needs S=1, or a square window with S=2 and dilation=1, not S={w.S} and dilation={w.dilation}"
+    w, (least, most) = p.window, sorted(p.window.F)
+    if not 2 <= most <= 7 or 1 < least < most:
+        return f"it has transforms for square windows of 2 to 7 a side, and for a row or a column of them, not {w.F[1]}x{w.F[0]}"
+    if w.S != (1, 1) and (w.S != (2, 2) or least < 3 or w.dilation != (1, 1)):
+        return f"it needs S=1, or a square window of 3 and more with S=2 and dilation=1, not S={w.S} and dilation={w.dilation}"
     return None
 
 
@@ -748,7 +758,7 @@ def _winograd_wanted(p: Problem) -> str | None:
     if not _exact_enough(p, m):
         return None
     ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
-    phases = "" if p.window.S == (1, 1) else " of four phases"
+    phases = "" if _cut(p) == 1 else " of four phases"
     name = f"F({m[1]}x{m[0]}, {r[1]}x{r[0]}){phases}"
     return f"{name} takes about {ratio:.2f} of direct's cycles" if ratio < _margin(p, m) else None
 
@@ -763,7 +773,7 @@ def _margin(p: Problem, m: Pair) -> float:
 def _winograd(p: Problem) -> Job:
     kernels, (H2, W2) = _kernels.kernel("winograd"), p.window.size
     D, K, tile, w = p.D1 // p.groups, p.K // p.groups, winograd_tile(p), p.window
-    window = (*w.F, w.S[0], w.pads[0][0], w.pads[1][0], *w.dilation)
+    window = (*w.F, w.S[0], _cut(p), w.pads[0][0], w.pads[1][0], *w.dilation)
     if p.direction == "grad_x":
         forward = kernels.Winograd((p.N, p.groups, K, D, H2, W2, p.H1, p.W1), tile, window, p.nchw, True)
     else:

@@ -173,7 +173,7 @@ INLINE void CAT(result_body)(const int nh, const int mh, const int nw, const int
 
 /* Every F(m x m, r x r) that is made, and as F(r x r, m x m) for the gradient by the filter: n, and r or m. Then F(1 x m, 1 x r),
  * which do for columns too: a column of pixels is a line whose next pixel is that of the next row. */
-#define EACH_TILE(X) X(8, 7) X(8, 5) X(8, 4) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
+#define EACH_TILE(X) X(8, 5) X(8, 4) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
 #define EACH_LINE(X) X(8, 7) X(8, 6) X(8, 5) X(8, 4) X(8, 3) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
 static void CAT(winograd_data)(int nh, int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first,
                                int end) {

@@ -3,14 +3,18 @@
     forward, grad_x (S = 1)   y = A' [sum over c of (G w G') * (B' d B)] A      F(m x m, r x r), n = m + r - 1
     grad_w                    dw = A' [sum over tiles of (G dy G') * (B' d B)] A   F(r x r, m x m) on the same tiles
 
-F(4x4, 3x3) does 36 products where direct convolution does 144, F(4x4, 5x5) 64 for 400, F(2x2, 7x7) 64 for 196. grad_x is
-the forward with the filters turned round and transposed.
+F(4x4, 3x3) does 36 products where direct convolution does 144, F(4x4, 5x5) 64 for 400. grad_x is the forward with the filters
+turned round and transposed.
 
 With S=2, x falls into four phases, by odd and even rows and columns, and so do the taps: y is the sum of four convolutions with
 S=1 of filters half as large, which share one result in the transformed domain; the phases of dx share one dy. A filter of odd
 extent has a tap less in its odd phases; its polynomial there lacks a coefficient, so one of its values is zero, and the products
 with it are left out: 121 for 4x4 results of 5x5 filters, where direct convolution does 400. A filter of even extent lacks none; if
 its padding is odd, two phases of dx begin a row, or a column, above the places of the others.
+
+A 7x7 window falls into four quarters, of its first four rows and columns and its last three. They are phases, too: y is the sum of
+four convolutions, each of the whole picture four pixels further on; the last ones' filters lack a coefficient. 3x3 results take
+121 products, where direct convolution does 441.
 
 A window that is a row or a column has tiles of n values along it, and of one across. With dilation, the pixels under the results
 of one remainder by it are a picture of their own, without dilation.
@@ -81,11 +85,12 @@ cdef struct Edge:
 cdef struct Shape:
     Picture src[PHASES]               # x; for grad_x dy
     Picture dst[PHASES]               # y; for grad_x dx
+    Py_ssize_t cut                    # 2 with phases, else 1: parts of the window along an axis
     Py_ssize_t sources, targets       # phases of each
     Py_ssize_t N, groups, C, K        # C: channels of all source phases together; K: filters of one target
     Py_ssize_t nh, nw, mh, mw, rh, rw  # tile, results and filter a side
     Py_ssize_t values                 # nh * nw
-    Py_ssize_t Fh, Fw, S              # rh = Fh / S, rounded up
+    Py_ssize_t Fh, Fw, S              # rh = Fh / cut, rounded up
     Py_ssize_t tiles_h, tiles_w       # a picture
     # With dilation the pixels of every so many rows and columns are a picture of their own: apart_h * apart_w stand for each, and
     # N counts them all.
@@ -146,7 +151,7 @@ cdef class Winograd:
     ----------
     sizes : (N, groups, C, K, Hs, Ws, Hd, Wd), C and K of one group
     tile : (mh, mw), 1 where F is
-    window : (Fh, Fw, S, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 there
+    window : (Fh, Fw, S, cut, P above, P at the left, dilation down, dilation to the right) of the convolution; with S=2 there
         is no dilation
     nchw : depth-first pictures and weights, else depth-last
     transposed : as for `Gather` in conv.pyx
@@ -157,16 +162,14 @@ cdef class Winograd:
         cdef Shape *s = &self.s
         cdef Py_ssize_t C, K, Hs, Ws, Hd, Wd, above, before, f, h, w
         s.N, s.groups, C, K, Hs, Ws, Hd, Wd = sizes
-        s.Fh, s.Fw, s.S, above, before, s.dilation_h, s.dilation_w = window
+        s.Fh, s.Fw, s.S, s.cut, above, before, s.dilation_h, s.dilation_w = window
         s.mh, s.mw = tile
-        s.rh, s.rw = ceil_div(s.Fh, s.S), ceil_div(s.Fw, s.S)
+        s.rh, s.rw = ceil_div(s.Fh, s.cut), ceil_div(s.Fw, s.cut)
         s.nh, s.nw = s.mh + s.rh - 1, s.mw + s.rw - 1
         s.values = s.nh * s.nw
-        s.sources = s.targets = 1
+        s.sources, s.targets = s.cut * s.cut, 1
         if s.S == 2 and transposed:
-            s.targets = PHASES
-        elif s.S == 2:
-            s.sources = PHASES
+            s.sources, s.targets = 1, PHASES
         s.C, s.K, s.transposed = s.sources * C, K, transposed
         h = places(Hd, s.dilation_h, s.S if transposed else 1, s.Fh, above)
         w = places(Wd, s.dilation_w, s.S if transposed else 1, s.Fw, before)
@@ -175,23 +178,27 @@ cdef class Winograd:
         s.tiles_h, s.tiles_w = ceil_div(h, s.mh), ceil_div(w, s.mw)
         s.bottom, s.right = edge_of(h, s.nh, s.mh), edge_of(w, s.nw, s.mw)
         s.dead_h, s.dead_w = s.nh - 1 if s.Fh % 2 else -1, s.nw - 1 if s.Fw % 2 else -1
-        for f in range(most(s.sources, s.targets)):
-            h, w = odd_row(s, f), odd_col(s, f)  # of the taps
-            if transposed:  # S is 1 or 2: & and >> are remainder and quotient, of negative numbers too
-                s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
-                s.dst[f].top = -1 if shifted(s.S, s.Fh, above) and h == 0 else 0
-                s.dst[f].left = -1 if shifted(s.S, s.Fw, before) and w == 0 else 0
-            else:
-                s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, s.S, (h - above) & (s.S - 1), (w - before) & (s.S - 1))
-                s.src[f].top, s.src[f].left = (h - above) >> (s.S - 1), (w - before) >> (s.S - 1)
-        if transposed:
+        if s.targets == 1:
+            s.dst[0] = phase_of(Hd, Wd, K, s.groups, nchw, 1, 0, 0)
+        else:
             s.src[0] = phase_of(Hs, Ws, C, s.groups, nchw, 1, 0, 0)
-            s.src[0].top = ceil_div(above, s.S) - shifted(s.S, s.Fh, above) - (s.rh - 1) * s.dilation_h
-            s.src[0].left = ceil_div(before, s.S) - shifted(s.S, s.Fw, before) - (s.rw - 1) * s.dilation_w
+            s.src[0].top = ceil_div(above, 2) - shifted(2, s.Fh, above) - (s.rh - 1)
+            s.src[0].left = ceil_div(before, 2) - shifted(2, s.Fw, before) - (s.rw - 1)
             if s.Fh % 2:
                 s.dead_h, s.dead_w = (s.nh - 1) * (above % 2), (s.nw - 1) * (before % 2)
-        else:
-            s.dst[0] = phase_of(Hd, Wd, K, s.groups, nchw, 1, 0, 0)
+        for f in range(most(s.sources, s.targets)):
+            h, w = odd_row(s, f), odd_col(s, f)  # of the taps
+            if s.targets > 1:  # & and >> are remainder and quotient, of negative numbers too
+                s.dst[f] = phase_of(Hd, Wd, K, s.groups, nchw, 2, (h - above) & 1, (w - before) & 1)
+                s.dst[f].top = -1 if shifted(2, s.Fh, above) and h == 0 else 0
+                s.dst[f].left = -1 if shifted(2, s.Fw, before) and w == 0 else 0
+            elif s.S == 2:
+                s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, 2, (h - above) & 1, (w - before) & 1)
+                s.src[f].top, s.src[f].left = (h - above) >> 1, (w - before) >> 1
+            else:
+                s.src[f] = phase_of(Hs, Ws, C, s.groups, nchw, 1, 0, 0)
+                s.src[f].top = h * s.rh * s.dilation_h + (above - (s.Fh - 1) * s.dilation_h if transposed else -above)
+                s.src[f].left = w * s.rw * s.dilation_w + (before - (s.Fw - 1) * s.dilation_w if transposed else -before)
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: transformed filters and each thread's scratch."""
@@ -207,14 +214,14 @@ cdef class Winograd:
             forward[double](self, src, w, bias, dst, relu, threads, NULL)
 
 
-# Of S=2 the phases (row, column) are (1, 0), (0, 0), (0, 1), (1, 1): in this order those of even rows lie side by side, and those
-# of even columns.
+# The phases (row, column) are (1, 0), (0, 0), (0, 1), (1, 1): in this order those of even rows lie side by side, and those of even
+# columns. Of quarters the last rows and columns count as odd.
 cdef inline Py_ssize_t odd_row(Shape *s, Py_ssize_t f) noexcept nogil:
-    return s.S == 2 and (f == 0 or f == 3)
+    return s.cut == 2 and (f == 0 or f == 3)
 
 
 cdef inline Py_ssize_t odd_col(Shape *s, Py_ssize_t f) noexcept nogil:
-    return s.S == 2 and f >= 2
+    return s.cut == 2 and f >= 2
 
 
 cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
@@ -804,7 +811,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     cdef Py_ssize_t last = (taps - 1) * VL if s.transposed else 0, sign = -1 if s.transposed else 1
     cdef Py_ssize_t row = s.groups * (C if s.transposed else K)  # of depth-last weights: (taps, C or K, row)
     cdef real *at = w + (k * row + g * C + c if s.transposed else c * row + g * K + k)
-    if (s.S == 1 and not s.transposed and not s.dst[0].nchw
+    if (s.cut == 1 and not s.transposed and not s.dst[0].nchw
             and at + ((taps - 1) * C + n - 1) * row + VL <= w + taps * C * row):  # lanes past the last filter: the next row's
         for i in range(n):
             for t in range(taps if row * <Py_ssize_t> sizeof(real) > NEAR else 0):
@@ -822,7 +829,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
             transpose(turned + i * taps * VL, VL, w + ((g * C + c + i) * K + k) * taps, taps, depth, taps)
     else:
         for t in range(taps):
-            if s.S == 2 and (t // s.Fw % 2 != odd_row(s, f) or t % s.Fw % 2 != odd_col(s, f)):
+            if odd_tap(s, t // s.Fw) != odd_row(s, f) or odd_tap(s, t % s.Fw) != odd_col(s, f):
                 continue
             if s.transposed:
                 for i in range(depth):
@@ -833,7 +840,7 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                 fetch_lines(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES)
                 copy_padded(turned + (i * taps + t) * VL, at + (t * C + i) * row, depth)
     for i in range(n):
-        if s.S == 1:
+        if s.cut == 1:
             winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, turned + i * taps * VL + last, sign * s.rw * VL,
                             sign * VL, U + i * z.width, z.u_step, 0, 0, first, end)
         else:
@@ -842,9 +849,18 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
                             first, end)
 
 
+cdef inline Py_ssize_t odd_tap(Shape *s, Py_ssize_t tap) noexcept nogil:
+    """Whether a row, or a column, of the window belongs to odd phases."""
+    if s.cut == 1:
+        return 0
+    return tap % 2 if s.S == 2 else (s.Fh - 1 - tap if s.transposed else tap) // s.rh
+
+
 cdef inline Py_ssize_t tap_at(Shape *s, Py_ssize_t i, Py_ssize_t odd, Py_ssize_t dead) noexcept nogil:
     """The tap that is coefficient i < r of a phase's polynomial; F or more, or less than 0, if it is missing."""
-    return s.S * (s.rh - 1 - i - (odd if dead > 0 else 0)) + odd if s.transposed else s.S * i + odd
+    if s.S == 1:
+        return s.Fh - 1 - odd * s.rh - i if s.transposed else odd * s.rh + i
+    return 2 * (s.rh - 1 - i - (odd if dead > 0 else 0)) + odd if s.transposed else 2 * i + odd
 
 
 cdef void pick_taps(Shape *s, Py_ssize_t f, real *turned, real *some) noexcept nogil:
@@ -1079,7 +1095,7 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
         for v in range(ceil_div(k_end - k, VL)):
             j = v * VL
             at = result + (c + i) * z.ld + k + j
-            if s.S == 1:
+            if s.cut == 1:
                 winograd_result(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, M + i * z.K + j, z.m_step, at, s.rw * tap, tap,
                                 NULL, 0, 0)
             else:
