@@ -477,13 +477,13 @@ def _exchanged(p: Problem) -> Job:
 
 
 def _weight_gradient(p: Problem) -> Any:
-    """By every tap; the pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
+    """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
     enough for eight threads, if these sums are neither large nor soon done."""
-    (H2, W2), D, K = p.window.size, p.D1 // p.groups, p.K // p.groups
-    weights = p.window.F[0] * p.window.F[1] * D * K
-    most = min(4 if weights > 1 << 16 else 8, p.flops // 4_000_000 // p.groups, p.N * H2 * W2 // 256, (1 << 20) // max(1, weights))
+    gather, weights = _forward(p, True), math.prod(p.window.F) * p.D1 * p.K // p.groups**2
+    (N, _, _, _, _, _, H2, W2), work = gather[0], p.flops // 4_000_000 // p.groups
+    most = min(4 if weights > 1 << 16 else 8, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
     parts = 1 << max(1, most).bit_length() - 1
-    return _kernels.kernel("grad_w").WeightGradient(*_forward(p, True), p.nchw, p.filters_first, parts)
+    return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, p.filters_first, parts)
 
 
 def _columns_bytes(p: Problem) -> int:

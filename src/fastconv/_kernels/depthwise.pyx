@@ -346,10 +346,24 @@ cdef void fold(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize
             add_to(dst + p * dst_step, spare, C)
 
 
-cdef Py_ssize_t block_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
-    """Channels that are taken at a time: equal blocks of whole cache lines."""
-    cdef Py_ssize_t line = 64 // itemsize, blocks = max(1, depth * itemsize // BLOCK_BYTES)
-    return ((depth + blocks - 1) // blocks + line - 1) // line * line
+cdef inline Py_ssize_t lines_of(Py_ssize_t depth, Py_ssize_t itemsize) noexcept nogil:
+    """Cache lines of a pixel."""
+    return (depth * itemsize + 63) // 64
+
+
+cdef Py_ssize_t blocks_of(Py_ssize_t depth, Py_ssize_t itemsize, Py_ssize_t rows, int threads) noexcept:
+    """Blocks of channels that are taken one at a time; more of them where there are fewer rows than threads, but of two lines at
+    least: less than a vector would be summed in another order."""
+    return max(1, depth * itemsize // BLOCK_BYTES, min(depth * itemsize // 128, ceil_div(threads, max(1, rows))))
+
+
+cdef inline Py_ssize_t block_at(Py_ssize_t i, Py_ssize_t blocks, Py_ssize_t depth, Py_ssize_t itemsize) noexcept nogil:
+    """Where block i begins, or ends the last one: at a whole line."""
+    return min(depth, lines_of(depth, itemsize) * i // blocks * (64 // itemsize))
+
+
+cdef inline Py_ssize_t largest_block(Py_ssize_t blocks, Py_ssize_t depth, Py_ssize_t itemsize) noexcept:
+    return ceil_div(lines_of(depth, itemsize), blocks) * (64 // itemsize)
 
 
 cdef void part_sets(real *sets, real *w, Py_ssize_t taps, Py_ssize_t D, int q, bint back, bint undo) noexcept nogil:
@@ -379,7 +393,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Py_ssize_t read = N * h.n_in * v.n_in * x_depth * sizeof(real), written = N * h.n_out * v.n_out * y_depth * sizeof(real)
     cdef bint fetch = (written if back and h.S * v.S > 1 else read + written) > STREAM  # of dx some cache keeps the most
     cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
-    cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
+    cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), N * h.n_out, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
@@ -417,9 +431,9 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 t = <Tables *> (scratch + threadid() * own)
                 buffer = <real *> (scratch + threadid() * own + lists)
                 row = item % h.n_out
-                c = item // h.n_out % blocks * block
+                c = block_at(item // h.n_out % blocks, blocks, D, sizeof(real))
+                C = block_at(item // h.n_out % blocks + 1, blocks, D, sizeof(real)) - c
                 n = item // (h.n_out * blocks)
-                C = min(block, D - c)
                 image = x + n * h.n_in * v.n_in * x_depth
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
@@ -456,8 +470,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                      int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of a channel, or set][tap][channel]."""
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
-    cdef Py_ssize_t block = block_of(D, sizeof(real)), blocks = (D + block - 1) // block
-    cdef Py_ssize_t parts = max(1, min(PARTS // blocks, rows * v.n_out // 128, rows))
+    cdef Py_ssize_t parts = max(1, min(PARTS // blocks_of(D, sizeof(real), rows, 1), rows * v.n_out // 128, rows))
+    cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), parts, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)) if q == 1 else 0
     cdef Py_ssize_t w_depth = spacing if m == 1 and spacing else D
     cdef Py_ssize_t size = taps * m * q * D  # of a part's sums
@@ -485,8 +499,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                 if item < 0:
                     break
                 tables = <Tables *> (scratch + threadid() * own)
-                part, c = item // blocks, item % blocks * block
-                C = min(block, D - c)
+                part, c = item // blocks, block_at(item % blocks, blocks, D, sizeof(real))
+                C = block_at(item % blocks + 1, blocks, D, sizeof(real)) - c
                 own_sums = <real *> tables.weights if w_depth != D else sums + part * size + c
                 for t in range(taps * m * q):
                     memset(own_sums + t * w_depth, 0, C * sizeof(real))
