@@ -477,7 +477,7 @@ def _exchanged(p: Problem) -> Job:
 
 
 def _weight_gradient(p: Problem) -> Any:
-    """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with sums of their own:
+    """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with their own sums:
     enough for eight threads, if these sums are neither large nor soon done."""
     gather, weights = _forward(p, True), math.prod(p.window.F) * p.D1 * p.K // p.groups**2
     (N, _, _, _, _, _, H2, W2), work = gather[0], p.flops // 4_000_000 // p.groups
