@@ -580,7 +580,8 @@ def _winograd_cycles(p: Problem, m: Pair) -> float:
         return products + transforms + (_turning(p, again) if p.nchw and phases > 1 else 0)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * phases / sources
     filters = phases * TRANSFORM["filter"] * D * k * (1 if phases == 1 else PICKING[p.filters_first])
-    transforms = part * (tiles * each + filters) + (_turning(p) if p.nchw else 0)
+    turning = min(2, p.window.dilation[1]) * _turning(p) if p.nchw else 0  # pixels apart are brought side by side first
+    transforms = part * (tiles * each + filters) + turning
     return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + transforms
 
 
