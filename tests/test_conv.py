@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastconv as fc
-from fastconv import _kernels, planning, reference
+from fastconv import _kernels, costs, planning, reference
 from oracle import RESULTS, Expected, bits, canary, difference, expected, fenced, guarded, intact
 from problems import PROBLEMS, Problem
 from strategies import odd_problems
@@ -293,8 +293,8 @@ def test_odd_geometries_agree_with_the_oracle(p, layout, dtype):
 def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, pictures):
     """One by one, by twos with one left over, or all together: each is what the oracle says."""
     p = Problem("turned", 3, 25, 24, 18, 20, S=2, P=1, groups=2)
-    monkeypatch.setattr(planning, "TURNED", pictures * 4 * (25 * 24 * 18 + 13 * 12 * 20))
-    assert planning._better_turned(planning.Problem("grad_x", 3, 25, 24, 18, 20, p.window, 2, True, "float32"))
+    monkeypatch.setattr(costs, "TURNED", pictures * 4 * (25 * 24 * 18 + 13 * 12 * 20))
+    assert costs.better_turned(costs.Problem("grad_x", 3, 25, 24, 18, 20, p.window, 2, True, "float32"))
     planning.plan.cache_clear()
     try:
         assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
@@ -306,12 +306,12 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
 @pytest.mark.parametrize("pictures", [1, 2, 3])
 def test_depth_last_pictures_of_few_channels_are_turned_over(isa, monkeypatch, pictures, dtype):
     """For y and for dx, by ones, by twos with one left over, or all together; a single channel lies as it should already."""
-    monkeypatch.setattr(planning, "BEGINNING", 1000)  # it may not pay on every level
+    monkeypatch.setattr(costs, "BEGINNING", 1000)  # it may not pay on every level
     for D1, K in ((2, 1), (1, 2), (2, 2)):
         p = Problem("few channels", 3, 40, 36, D1, K, (5, 4), P=(2, 1))
-        monkeypatch.setattr(planning, "TURNED", pictures * np.dtype(dtype).itemsize * (40 * 36 * D1 + 40 * 35 * K))
+        monkeypatch.setattr(costs, "TURNED", pictures * np.dtype(dtype).itemsize * (40 * 36 * D1 + 40 * 35 * K))
         for direction in ("fwd", "grad_x"):
-            assert planning._better_depth_first(planning.Problem(direction, 3, 40, 36, D1, K, p.window, 1, False, dtype))
+            assert costs.better_depth_first(costs.Problem(direction, 3, 40, 36, D1, K, p.window, 1, False, dtype))
         planning.plan.cache_clear()
         try:
             assert list(mistakes(p, expected(p, "NHWC", dtype), "direct", "NHWC")) == []
@@ -326,13 +326,13 @@ def test_wider_depth_last_pictures_are_not_turned_over(monkeypatch, channels, fi
     monkeypatch.setattr(kernel, "VECTOR", 64)
     monkeypatch.setattr(kernel, "MR", 14)
     p = Problem("few filters", 2, 28, 28, channels, filters, 5, P=2)
-    problem = planning.Problem("fwd", 2, 28, 28, channels, filters, p.window, 1, False, "float32")
-    assert planning._better_depth_first(problem) is turned
+    problem = costs.Problem("fwd", 2, 28, 28, channels, filters, p.window, 1, False, "float32")
+    assert costs.better_depth_first(problem) is turned
 
 
 def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatch):
     """As in pictures too large to be turned over: what is scattered between the pixels of dx waits there for the next filters."""
-    monkeypatch.setattr(planning, "TURNED", 0)
+    monkeypatch.setattr(costs, "TURNED", 0)
     planning.plan.cache_clear()
     try:
         for p in (Problem("phases", 2, 9, 38, 15, 1100, (1, 2), S=2), Problem("rows", 2, 3, 9, 6, 1100, 1, S=(2, 1))):
@@ -345,7 +345,7 @@ def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatc
 @pytest.mark.parametrize("cols", [63, 64, 65, 70])
 def test_phases_of_depth_first_pictures_are_read_from_strips(isa, monkeypatch, cols, dtype):
     """Rows of a phase at and around whole vectors; fewer channels than filters in a tile, and more than two tiles of them."""
-    monkeypatch.setattr(planning, "TURNED", 0)
+    monkeypatch.setattr(costs, "TURNED", 0)
     planning.plan.cache_clear()
     try:
         for p in (
@@ -369,7 +369,7 @@ def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch,
     monkeypatch.setattr(kernel, "MR", 14)
     size = 4 * cols + 4
     p = Problem("long rows", batch, size, size, 4, filters, 8, S=4)
-    assert planning._better_turned(planning.Problem("fwd", batch, size, size, 4, filters, p.window, 1, True, "float32")) is turned
+    assert costs.better_turned(costs.Problem("fwd", batch, size, size, 4, filters, p.window, 1, True, "float32")) is turned
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -526,7 +526,7 @@ def test_im2col_and_its_adjoint_agree_with_the_oracle(isa, n_threads, layout, dt
 def test_columns_are_made_a_few_pictures_at_a_time(isa, monkeypatch, layout, pictures):
     """One by one, by twos with one left over, or all together: each is what the oracle says, whatever the threads."""
     p = Problem("columns", 5, 9, 8, 6, 20, S=2, P=1, groups=2)
-    monkeypatch.setattr(planning, "COLUMNS", pictures * 4 * 5 * 4 * 9 * 6)
+    monkeypatch.setattr(costs, "COLUMNS", pictures * 4 * 5 * 4 * 9 * 6)
     planning.plan.cache_clear()
     try:
         for n in (1, 2, 3, 7):  # more threads than pictures cut the channels
@@ -539,7 +539,7 @@ def test_columns_are_made_a_few_pictures_at_a_time(isa, monkeypatch, layout, pic
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_grad_x_takes_im2col_for(isa, monkeypatch, layout):
     """1x1 with a stride, and dx much larger than dy; not what is depthwise, or whose columns are too large."""
-    monkeypatch.setattr(planning, "COLUMNS", 1 << 22)  # as where a core has 1 MB of cache
+    monkeypatch.setattr(costs, "COLUMNS", 1 << 22)  # as where a core has 1 MB of cache
     planning.plan.cache_clear()
     wanted = [
         Problem("strided 1x1", 2, 14, 14, 64, 128, 1, S=2),

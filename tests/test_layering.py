@@ -24,6 +24,7 @@ ORDER = """
     geometry extras
     reference _kernels
     runtime
+    costs
     planning
     ops pooling
     base
@@ -39,7 +40,7 @@ ORDER = """
 ROWS = [row.split() for row in ORDER.strip().splitlines()]
 RANK = {name: (i, j) for i, row in enumerate(ROWS) for j, name in enumerate(row)}
 # The only modules that may speak to compiled code; the others go through them.
-KERNEL_USERS = {"runtime", "planning", "ops", "pooling", "optim", "losses", "base"}
+KERNEL_USERS = {"runtime", "costs", "planning", "ops", "pooling", "optim", "losses", "base"}
 # numpy and the standard library are imported when fastconv is; extras only where something needs them.
 EXTRAS = {"matplotlib", "tqdm", "mlxtend", "safetensors", "PIL", "torch"}
 

@@ -17,7 +17,7 @@ import pytest
 import threadpoolctl
 
 import fastconv as fc
-from fastconv import _kernels, planning, runtime
+from fastconv import _kernels, costs, runtime
 from fastconv._kernels import cpu, memory
 from oracle import bits
 from problems import Problem
@@ -439,8 +439,8 @@ def test_methods_are_chosen_by_the_caches_of_the_machine(tmp_path):
             (tmp_path / f"index{i}" / name).write_text(text + "\n")
     assert [runtime.cache_bytes(level, 7, tmp_path) for level in (1, 2, 3, 4)] == [48 << 10, 2 << 20, 36 << 20, 7]
     assert runtime.cache_bytes(2, 7, tmp_path / "nowhere") == 7
-    assert planning.TURNED == planning.COLUMNS == 4 * runtime.SECOND_CACHE
-    assert planning.LARGE == 3 * runtime.LAST_CACHE // 8
+    assert costs.TURNED == costs.COLUMNS == 4 * runtime.SECOND_CACHE
+    assert costs.LARGE == 3 * runtime.LAST_CACHE // 8
 
 
 def test_precision_has_two_names():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import planning, reference
+from fastconv import costs, reference
 from fastconv.geometry import window
 from oracle import rms
 from problems import BENCH, PROBLEMS, Problem
@@ -113,7 +113,7 @@ def test_tiles_that_an_edge_cuts_need_fewer_values():
     """Result i of m takes the value at 0 only if i is 0, and that at infinity only if it is m - 1: as in `Edge`."""
     for m, F, d, H, W in itertools.product((2, 4), (3, 5), (1, 2), range(1, 12), (4, 7)):
         n, H1, W1 = m + F - 1, H + d * (F - 1), W + d * (F - 1)
-        p = planning.Problem("fwd", 1, H1, W1, 8, 8, window("", H1, W1, F, 1, 0, d), 1, False, "f4")
+        p = costs.Problem("fwd", 1, H1, W1, 8, 8, window("", H1, W1, F, 1, 0, d), 1, False, "f4")
         needed = 1
         for places in (-(-H // d), -(-W // d)):
             values = 0
@@ -122,7 +122,7 @@ def test_tiles_that_an_edge_cuts_need_fewer_values():
                 begins = range(min(2, m - rest + 1))  # a pixel early, or not
                 values += min(n - (begin > 0) - (begin + rest < m) for begin in begins)
             needed *= values / (n * -(-places // m))
-        assert planning._needed(p, (m, m)) == pytest.approx(needed), (m, F, d, H, W)
+        assert costs.needed(p, (m, m)) == pytest.approx(needed), (m, F, d, H, W)
 
 
 def test_exact_precision_keeps_auto_away_from_winograd(isa):

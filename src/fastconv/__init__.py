@@ -7,7 +7,8 @@ The map, from the bottom up; each file imports only from those before it.
     _kernels/      the compiled loops, once for each set of instructions (private)
                    conv.pyx (depth last) and planes.pyx (depth first), grad_w.pyx, winograd.pyx, depthwise.pyx, columns.pyx
                    (im2col), pool.pyx, maps.pyx, optim.pyx; tile.pyx compiles the register tiles, tile.h, for all
-    runtime.py     threads, instruction sets            planning.py   which method a call takes, and `explain`
+    runtime.py     threads, instruction sets            costs.py      a convolution's numbers, and what each way to do it costs
+    planning.py    which method a call takes, and `explain`
     ops.py         conv2d, its gradients and kin        pooling.py    max_pool2d, avg_pool2d and their gradients
     schedules.py, optim.py, losses.py                   base.py       what every layer has
     weighted.py, weightless.py   the layers             layers.py     all of them, Sequential, Residual, the table

@@ -12,8 +12,9 @@ import numpy as np
 
 from fastconv import checks, geometry, runtime
 from fastconv._kernels import memory
+from fastconv.costs import Problem
 from fastconv.geometry import Padding, Size
-from fastconv.planning import DIRECTIONS, Plan, Problem, columns, plan
+from fastconv.planning import DIRECTIONS, Plan, columns, plan
 
 Array = np.ndarray
 Shape = tuple[int, ...]

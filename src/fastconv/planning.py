@@ -1,8 +1,7 @@
 """Which method a call takes, and why; `explain` tells.
 
-A `Problem` is a convolution with all its numbers normalised. `plan` chooses the first method of `METHODS` that can do the job
-and wants it, or checks the one that the caller named, and returns a `Plan` that runs it. Plans are kept: a second call of the
-same shapes plans nothing.
+`plan` chooses the first method of `METHODS` that can do a `Problem` and wants it, or checks the one that the caller named, and
+returns a `Plan` that runs it. Plans are kept: a second call of the same shapes plans nothing.
 """
 
 import functools
@@ -14,83 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv import _kernels, checks, runtime
+from fastconv import _kernels, checks, costs, runtime
 from fastconv._kernels import memory
+from fastconv.costs import Problem
 from fastconv.geometry import Pair, Window
 
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
 PATCH = 16  # numbers of a row of a window that are worth a copy of it
-SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
-SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
-MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
-COLUMNS = 4 * runtime.SECOND_CACHE  # bytes of im2col's columns at a time
-TURNED = 4 * runtime.SECOND_CACHE  # bytes of depth-first pictures, and of their results, that are turned over at a time
-
-
-class Problem(NamedTuple):
-    """One direction of a convolution of N pictures of H1 x W1 x D1 with K filters."""
-
-    direction: str
-    N: int
-    H1: int
-    W1: int
-    D1: int
-    K: int
-    window: Window
-    groups: int
-    nchw: bool
-    dtype: str
-    turned: bool = False  # depth-last pictures of a depth-first problem, whose weights lie as they did
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of direct convolution, 2 for each product; the same in all directions."""
-        (H2, W2), (Fh, Fw) = self.window.size, self.window.F
-        return 2 * self.N * H2 * W2 * self.K * (self.D1 // self.groups) * Fh * Fw
-
-    @property
-    def filters_first(self) -> bool:
-        """Whether the weights are (K, D1, F, F), not (F, F, D1, K)."""
-        return self.nchw or self.turned
-
-    @property
-    def whole(self) -> bool:
-        """Whether the window is the whole picture."""
-        w = self.window
-        return w.F == (self.H1, self.W1) and w.size == w.dilation == (1, 1) and w.pads == ((0, 0), (0, 0)) and self.groups == 1
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether every channel stands alone: several in groups of one, or a single one under a single filter."""
-        return self.groups == self.D1 and (self.D1 > 1 or self.K == 1)
-
-    @property
-    def few_a_group(self) -> bool:
-        """Whether groups are so small that, depth last, a vector holds whole ones: these are done as depthwise ones are."""
-        q, VL = self.D1 // self.groups, _kernels.kernel("conv").VECTOR // np.dtype(self.dtype).itemsize
-        return q == self.K // self.groups and q in (2, 4, 8) and q <= VL and self.groups > 1
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether every pixel stands alone, so that the picture may be taken as one long row."""
-        w = self.window
-        return w.F == (1, 1) and w.S == (1, 1) and w.pads == ((0, 0), (0, 0))
 
 
 # ---------------------------------------------------------------- gathers: see _kernels/conv.pyx, planes.pyx and grad_w.pyx
-def _met(offset: int, step: int, n_out: int, n_in: int) -> bool:
-    """Whether any place i < n_out meets, at i * step + offset, one of n_in; in a small picture some taps see only padding."""
-    first = max(0, -(offset // step))
-    return first < n_out and first * step + offset < n_in
-
-
-def _offsets(p: Problem, axis: int, every: bool) -> list[Pair]:
-    """(tap, its offset from the place where the window lies) along an axis: `every` tap, or those that meet the picture."""
-    w, n_in = p.window, (p.H1, p.W1)[axis]
-    taps = [(r, r * w.dilation[axis] - w.pads[axis][0]) for r in range(w.F[axis])]
-    return [tap for tap in taps if every or _met(tap[1], w.S[axis], w.size[axis], n_in)]
-
-
 def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     """N, (H1, W1) and (H2, W2); where every pixel stands alone, the same pixels in longer rows."""
     if not p.pointwise:
@@ -105,16 +37,11 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     return N, size, size
 
 
-def _read_by_rows(p: Problem) -> bool:
-    """Whether so few channels lie side by side that a gather reads a window row, not a tap, at a time."""
-    return p.groups == 1 and p.D1 < 8 and p.window.F[1] > 1 and p.window.dilation[1] == 1
-
-
 def _forward(p: Problem, every: bool) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, int]:
     """Sizes, grid, taps and window of a forward gather: `every` tap, or those that meet the picture."""
     N, source, target = _sizes(p)
     (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
-    rows, cols = _offsets(p, 0, every), _offsets(p, 1, every)
+    rows, cols = costs.offsets(p, 0, every), costs.offsets(p, 1, every)
     taps = np.array([(h, w, r * Fw + s) for r, h in rows for s, w in cols], np.intp).reshape(-1, 3).T.copy()
     return (N, p.groups, D, K, *source, *target), (*target, 0, 0, 1, 1, *p.window.S), taps, Fh * Fw
 
@@ -129,7 +56,7 @@ def _forward_gather(p: Problem) -> Any:
     sizes, grid, taps, window = _forward(p, False)
     if p.nchw:
         return _kernels.kernel("planes").Gather(sizes, grid, taps, window, False)
-    merged = p.window.F[1] if _read_by_rows(p) and taps.shape[1] == window else 0
+    merged = p.window.F[1] if costs.read_by_rows(p) and taps.shape[1] == window else 0
     return _kernels.kernel("conv").Gather(sizes, grid, taps, window, merged, p.filters_first, False)
 
 
@@ -140,7 +67,7 @@ def _phases(p: Problem, axis: int) -> dict[int, list[Pair]]:
     for r in range(w.F[axis]):
         phase = (r * w.dilation[axis] - before) % S
         offset = (phase + before - r * w.dilation[axis]) // S
-        if phase < size and _met(offset, 1, -(-(size - phase) // S), w.size[axis]):
+        if phase < size and costs.meets(offset, 1, -(-(size - phase) // S), w.size[axis]):
             phases.setdefault(phase, []).append((r, offset))
     return phases
 
@@ -180,10 +107,6 @@ class Job(NamedTuple):
     workspace: Callable[[int], int]
 
 
-def _itemsize(p: Problem) -> int:
-    return np.dtype(p.dtype).itemsize
-
-
 def _depthwise(p: Problem) -> Job:
     kernels, w = _kernels.kernel("depthwise"), p.window
     options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1, p.D1 // p.groups)
@@ -207,86 +130,17 @@ def _depthwise(p: Problem) -> Job:
     return Job(run, lambda threads: 0)
 
 
-def _picture_bytes(p: Problem) -> int:
-    """Of one picture and its result."""
-    (H2, W2), (H1, W1) = p.window.size, (p.H1, p.W1)
-    return (H1 * W1 * p.D1 + H2 * W2 * p.K) * _itemsize(p)
-
-
-def _living(p: Problem) -> float:
-    """The share of products, of the taps that meet the picture, that see it: depth last, those of padding are left out."""
-    share = 1.0
-    for S, n_out, n_in, axis in zip(p.window.S, p.window.size, (p.H1, p.W1), (0, 1), strict=True):
-        offsets = [offset for _, offset in _offsets(p, axis, False)]
-        met = sum(max(0, min(n_out, -(-(n_in - offset) // S)) - max(0, -(offset // S))) for offset in offsets)
-        share *= met / max(1, n_out * len(offsets))
-    return share
-
-
-def _short_rows_of_groups(p: Problem) -> bool:
-    """Whether rows of small groups are too short for panels of pixels, or would be scattered."""
-    channels, panel = p.D1 // p.groups, 2 * _kernels.kernel("conv").VECTOR // _itemsize(p)
-    if p.direction == "grad_x" and p.window.S != (1, 1):
-        return _picture_bytes(p) <= TURNED
-    return p.window.size[1] <= (panel if channels < 8 else panel / 2) and (channels < 8 or p.direction != "grad_w")
-
-
-def _better_turned(p: Problem) -> bool:
-    """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
-    by phases, panels of pixels from rows of a few, or products of padding. A single pixel need not be turned."""
-    w, strided = p.window, p.window.S != (1, 1)
-    if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
-        return True
-    if p.nchw and p.few_a_group and _short_rows_of_groups(p):
-        return True
-    if not p.nchw or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
-        return False
-    if p.direction != "grad_w" and _living(p) < MOSTLY_LIVING:
-        return True
-    if _picture_bytes(p) > TURNED:
-        return False
-    if p.direction == "grad_w":
-        return strided and w.size[1] <= 2 * SHORT_ROW and p.N * _picture_bytes(p) <= TURNED
-    if p.direction == "grad_x" and strided:
-        return True
-    if p.direction == "grad_x":
-        return 2 <= p.W1 <= SHORT_ROW
-    if p.D1 == 1 or (strided and w.F[0] > w.S[0] and w.F[1] > w.S[1]):  # one plane need not be turned; pixels are met again
-        return w.size[1] <= 3 * SHORT_ROW or _long_rows_turned(p)
-    return (1 if strided else 2) <= w.size[1] <= SHORT_ROW
-
-
-def _better_depth_first(p: Problem) -> bool:
-    """Whether depth-last pictures of few channels are turned over, so that vectors run along the pixels: along the channels, of dx
-    or of y, most of their lanes would be empty."""
-    VL, first = _kernels.kernel("conv").VECTOR // _itemsize(p), _nominal(p)._replace(nchw=True)
-    if p.direction == "grad_w" or p.nchw or p.turned or p.groups > 1 or p.window.F == (1, 1) or _better_turned(first):
-        return False
-    pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
-    turned = _turning(first) + _depth_first_cycles(first)
-    few = max(p.D1, p.K) <= VL and _picture_bytes(p) <= TURNED
-    return few and turned < _depth_last_cycles(_nominal(p)) + BEGINNING * pixels
-
-
-def _long_rows_turned(p: Problem) -> bool:
-    """Whether lanes past the ends of depth-first rows, and copies, cost more than it costs to turn them over, if there are filters
-    to fill more than a vector."""
-    VL, p = _kernels.kernel("conv").VECTOR // _itemsize(p), _nominal(p)
-    turned = _turning(p) + _direct_cycles(p._replace(nchw=False, turned=True))
-    return p.window.size[1] >= VL < p.K // p.groups and turned < TURNED_MARGIN * _depth_first_cycles(p)
-
-
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
     """A problem by the kernels of a method for the other layout, a few pictures at a time; a weight gradient at once.
 
     weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads or writes them
     as they lie.
     """
-    turn, itemsize, depth = _kernels.kernel("maps").turn, _itemsize(p), p.D1 // p.groups
+    turn, itemsize, depth = _kernels.kernel("maps").turn, p.itemsize, p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
-    chunk = max(1, p.N) if p.direction == "grad_w" else min(max(1, p.N), max(1, TURNED // max(1, _picture_bytes(p))))
+    chunk = max(1, p.N) if p.direction == "grad_w" else min(max(1, p.N), max(1, costs.TURNED // max(1, p.picture_bytes)))
     jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def turned(a: Any, n: int, size: int, depth: int, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
@@ -325,7 +179,7 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
 
     def workspace(threads: int) -> int:
         weights = taps * depth * p.K * itemsize if weights_too else 0
-        return chunk * _picture_bytes(p) + weights + jobs[chunk].workspace(threads)
+        return chunk * p.picture_bytes + weights + jobs[chunk].workspace(threads)
 
     return Job(run_gradient if p.direction == "grad_w" else run, workspace)
 
@@ -371,7 +225,7 @@ def _patches(p: Problem) -> Job:
         product.run(pixels, w, bias, made, relu, threads)
         _kernels.kernel("maps").turn(made, y, p.N, H2 * W2, p.K, H2 * W2 * p.K, p.K, H2 * W2 * p.K, H2 * W2, threads)
 
-    places = p.N * H2 * W2 * _itemsize(p)
+    places = p.N * H2 * W2 * p.itemsize
     return Job(run, lambda threads: places * (deep + p.K) + product.workspace(threads))
 
 
@@ -392,18 +246,18 @@ def _direct(p: Problem) -> Job:
         return _patches(p)
     if p.depthwise or (p.few_a_group and not p.nchw):
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
-    if _better_turned(p):
+    if costs.better_turned(p):
         return _turned(p, _direct, p.few_a_group)
-    if _better_depth_first(p):
+    if costs.better_depth_first(p):
         return _turned(p, _direct, True)
     if p.direction == "grad_w":
-        return _exchanged(p) if _better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
-    if _better_forward(p):
+        return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
+    if costs.better_forward(p):
         return _as_forward(p)
     depth, p = p.D1, _folded(p)
     kernels = _kernels.kernel("planes" if p.nchw else "conv")
     gathers = kernels.Gathers([_forward_gather(p)] if p.direction == "fwd" else _gradient_gathers(p))
-    job = Job(gathers.run, lambda threads: gathers.workspace(_itemsize(p), threads))
+    job = Job(gathers.run, lambda threads: gathers.workspace(p.itemsize, threads))
     if p.direction == "fwd" or p.D1 == depth:
         return job
 
@@ -413,58 +267,26 @@ def _direct(p: Problem) -> Job:
     return job._replace(run=grad_x)
 
 
-def _better_forward(p: Problem) -> bool:
-    """Whether the gradient by the picture is made as the forward convolution that it is with S=1: that reads few filters a window
-    row at a time, not a tap."""
-    pads, reach = p.window.pads, _reach(p.window)
-    fits = all(max(pad) <= most for pad, most in zip(pads, reach, strict=True))
-    return p.direction == "grad_x" and not p.nchw and p.window.S == (1, 1) and fits and _read_by_rows(_exchange(p))
-
-
 def _as_forward(p: Problem) -> Job:
     """The convolution of dy with the filters turned round, channels and filters exchanged."""
-    job = _direct(_exchange(p)._replace(direction="fwd", turned=False))
+    job = _direct(costs.exchange(p)._replace(direction="fwd", turned=False))
 
     def run(dy: Any, w: Any, bias: Any, dx: Any, relu: bool, threads: int) -> None:
         filters = w.transpose(2, 3, 0, 1) if p.filters_first else w.transpose(0, 1, 3, 2)
         job.run(dy, np.ascontiguousarray(filters[::-1, ::-1]), bias, dx, relu, threads)
 
-    return Job(run, lambda threads: job.workspace(threads) + p.K * p.D1 * math.prod(p.window.F) * _itemsize(p))
+    return Job(run, lambda threads: job.workspace(threads) + p.K * p.D1 * math.prod(p.window.F) * p.itemsize)
 
 
 def _gradient_job(gradient: Any, p: Problem) -> Job:
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         gradient.run(x, dy, dw, threads)
 
-    return Job(run, lambda threads: gradient.workspace(_itemsize(p), threads))
-
-
-def _reach(w: Window) -> Pair:
-    """From the first tap to the last."""
-    return w.dilation[0] * (w.F[0] - 1), w.dilation[1] * (w.F[1] - 1)
-
-
-def _better_exchanged(p: Problem) -> bool:
-    """Whether the weight gradient of few filters is better made as that of few channels: depth last, its vectors run along the
-    channels then, depth first along the pixels of both pictures, if these are many."""
-    w, (down, across), VL = p.window, _reach(p.window), _kernels.kernel("conv").VECTOR // _itemsize(p)
-    if p.groups > 1 or w.S != (1, 1) or max(w.pads[0]) > down or max(w.pads[1]) > across:
-        return False
-    filters, channels = -(-p.K // VL), -(-p.D1 // VL)
-    if p.nchw:
-        return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
-    return p.K * channels < 0.7 * p.D1 * filters
-
-
-def _exchange(p: Problem) -> Problem:
-    """With dy as the picture and x as the result's gradient: of the weight gradient the same sums, turned over and round."""
-    (H2, W2), (down, across), ((top, bottom), (left, right)) = p.window.size, _reach(p.window), p.window.pads
-    pads = (down - top, down - bottom), (across - left, across - right)
-    return p._replace(H1=H2, W1=W2, D1=p.K, K=p.D1, window=p.window._replace(pads=pads, size=(p.H1, p.W1)))
+    return Job(run, lambda threads: gradient.workspace(p.itemsize, threads))
 
 
 def _exchanged(p: Problem) -> Job:
-    job, F = _gradient_job(_weight_gradient(_exchange(p)), p), p.window.F
+    job, F = _gradient_job(_weight_gradient(costs.exchange(p)), p), p.window.F
     made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.filters_first else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
@@ -473,7 +295,7 @@ def _exchanged(p: Problem) -> Job:
         turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.filters_first else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
         dw.reshape(wanted)[...] = turned
 
-    return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * _itemsize(p))
+    return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * p.itemsize)
 
 
 def _weight_gradient(p: Problem) -> Any:
@@ -486,19 +308,14 @@ def _weight_gradient(p: Problem) -> Any:
     return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, p.filters_first, parts)
 
 
-def _columns_bytes(p: Problem) -> int:
-    """Of one picture's columns."""
-    return math.prod(p.window.size) * math.prod(p.window.F) * p.D1 * _itemsize(p)
-
-
 def _im2col(p: Problem) -> Job:
     """Columns and their product a few pictures at a time; a weight gradient's at once."""
-    if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and _picture_bytes(p) <= TURNED:
+    if p.nchw and p.direction == "grad_x" and p.window.F != (1, 1) and p.picture_bytes <= costs.TURNED:
         return _turned(p, _im2col, True)  # rows of many channels are added to dx, not rows of few pixels
     H2, W2 = p.window.size
     taps, one = p.window.F[0] * p.window.F[1], Window((H2, W2), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
     shape = (p.D1 * taps, H2, W2) if p.nchw else (H2, W2, p.D1 * taps)
-    rounds = 1 if p.direction == "grad_w" else max(1, -(-p.N * _columns_bytes(p) // COLUMNS))
+    rounds = 1 if p.direction == "grad_w" else max(1, -(-p.N * costs.columns_bytes(p) // costs.COLUMNS))
     chunk = max(1, -(-p.N // rounds))
     jobs = {}
     for n in {chunk, p.N % chunk}:
@@ -520,226 +337,7 @@ def _im2col(p: Problem) -> Job:
                 product.run(a[some], b, None, cols, False, threads)
                 walk.col2im(cols, out[some], bias, threads)
 
-    return Job(run, lambda threads: chunk * _columns_bytes(p) + jobs[chunk][1].workspace(threads))
-
-
-# ---------------------------------------------------------------- Winograd, and the arithmetic that chooses it
-# Cycles of a core, for vectors of VL numbers; only their ratios matter. Measured with bench/test_conv.py.
-# The transforms' are those of a 6 x 6 tile: others go in proportion to their pixels, but 8 x 8 do not stay in registers.
-TRANSFORM = {"data": 130, "filter": 100, "result": 110}
-SPILLED = 4 / 3
-PICKING = 2, 3  # filters of S=2 whose taps are picked for each phase, and turned over as well, for one with S=1
-TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
-TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
-COPYING = 12, 6  # a row into a strip, and each of its vectors
-BEGINNING = 6  # a pixel's sums, depth last, and writing them
-FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
-PACKING = 20  # two vectors of depth-first pixels, for one more tap
-LINE = 3  # a cache line of a strip in the second-level cache
-ADDING = 8  # a vector of the columns to dx
-MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
-CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
-# Of direct convolution's cycles, which Winograd must stay below; less with S=2 for pictures, whose values leave a core's cache
-# sooner, and still less where no cache keeps the filters of its phases: of y and of dx.
-MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, {"fwd": 0.62, "grad_x": 0.74}
-LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
-QUARTERED = 6  # taps a side of a window of which Winograd makes four
-EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
-EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
-
-
-def _nominal(p: Problem) -> Problem:
-    """`p` for the choice of a method: eight pictures, whatever the batch, for a picture's bits must not depend on its batch."""
-    return p if p.direction == "grad_w" else p._replace(N=8)
-
-
-def _product(rows: float, k: float, cols: int, p: Problem) -> float:
-    """Cycles of a matrix product in register tiles: bound by arithmetic, loads or, with few sums, by latency."""
-    kernels = _kernels.kernel("conv")
-    VL, MR = kernels.VECTOR // np.dtype(p.dtype).itemsize, kernels.MR
-    vectors, blocks = max(1, -(-cols // VL)), max(1, -(-rows // MR))
-    height, width = rows / blocks, min(vectors, 2)
-    return k * blocks * vectors / width * max(height * width / 2, (height + width) / 2, 4)
-
-
-def _winograd_cycles(p: Problem, m: Pair) -> float:
-    VL = _kernels.kernel("conv").VECTOR // np.dtype(p.dtype).itemsize
-    D, K = p.D1 // p.groups, p.K // p.groups
-    if p.direction == "grad_x":
-        D, K = K, D
-    (nh, nw), tiles, phases, sources = _values(p, m), _tiles(p, m), _cut(p) ** 2, _sources(p)
-    # of all phases: odd ones of odd filters have n - 1 a side
-    values = nh * nw if phases == 1 else (2 * nh - p.window.F[0] % 2) ** 2
-    d, k, part = -(-D // VL), -(-K // VL), nh * nw / 36 * (SPILLED if nh == nw == 8 else 1)
-    if p.direction == "grad_w":
-        again = -(-K // CORNER), -(-D // CORNER)  # x and dy
-        corners = TRANSFORM["data"] * d * again[0] + 2 * TRANSFORM["filter"] * k * again[1]
-        visits = values * D * k * MOVING * 2 * math.ceil(tiles / _parts(p, m) / BLOCK) * _parts(p, m)
-        products = values * _product(D, tiles * _needed(p, m), K, p) * 1.1 + visits
-        transforms = part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
-        return products + transforms + (_turning(p, again) if p.nchw and phases > 1 else 0)
-    each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * phases / sources
-    filters = phases * TRANSFORM["filter"] * D * k * (1 if phases == 1 else PICKING[p.filters_first])
-    turning = min(2, p.window.dilation[1]) * _turning(p) if p.nchw else 0  # pixels apart are brought side by side first
-    transforms = part * (tiles * each + filters) + turning
-    return values / sources * _product(tiles * _needed(p, m), sources * D, K, p) + transforms
-
-
-def _turning(p: Problem, times: Pair = (1, 1)) -> float:
-    """Cycles for a group's depth-first pictures, and their results, so many times."""
-    VL, pixels = _kernels.kernel("conv").VECTOR // _itemsize(p), p.H1 * p.W1
-    sides = (times[0], p.D1, pixels), (times[1], p.K, math.prod(p.window.size))
-    full = sum(n * (-(-depth // VL) * VL + depth) * -(-places // VL) for n, depth, places in sides if depth > 1 and places > 1)
-    return TURNING * p.N * full / 2 / p.groups
-
-
-def _direct_cycles(p: Problem) -> float:
-    Fh, Fw = len(_offsets(p, 0, False)), len(_offsets(p, 1, False))
-    D, K, (H2, W2) = p.D1 // p.groups, p.K // p.groups, p.window.size
-    if p.nchw and _better_turned(p):
-        return _turning(p) + _direct_cycles(p._replace(nchw=False))
-    if p.few_a_group and not p.nchw:
-        vectors = D * _itemsize(p) / _kernels.kernel("conv").VECTOR
-        return p.N * H2 * W2 * Fh * Fw * D * vectors / 2 * FEW_A_GROUP
-    if p.direction == "grad_w":
-        if _better_exchanged(p):
-            D, K = K, D
-        taps = max(1, Fw) if D <= 2 * _kernels.kernel("conv").MR else 1  # of few channels, a window row's lie side by side
-        return Fh * Fw // taps * _product(taps * D, p.N * H2 * W2, K, p) * 1.1
-    if _better_depth_first(p):
-        return _turning(p) + _depth_first_cycles(p._replace(nchw=True))
-    return _depth_first_cycles(p) if p.nchw else _depth_last_cycles(p)
-
-
-def _depth_last_cycles(p: Problem) -> float:
-    """Of a depth-last gather."""
-    taps = len(_offsets(p, 0, False)) * len(_offsets(p, 1, False))
-    pixels, D, K = p.N * math.prod(p.window.size), p.D1 // p.groups, p.K // p.groups
-    if p.direction == "grad_x":
-        pixels, D, K = -(-p.N * p.H1 * p.W1 // math.prod(p.window.S)), K, D
-    return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
-
-
-def _depth_first_cycles(p: Problem) -> float:
-    """Of a depth-first gather: from strips of rows, with lanes lost past their ends, or from packed panels; see plan_planes."""
-    VL, (Sh, Sw) = _kernels.kernel("conv").VECTOR // _itemsize(p), p.window.S
-    taps, across = len(_offsets(p, 0, False)) * len(_offsets(p, 1, False)), len(_offsets(p, 1, False)) > 1
-    (H2, W2), D, K, rows, (down, right) = p.window.size, p.D1 // p.groups, p.K // p.groups, p.H1, _reach(p.window)
-    if p.direction == "grad_x":
-        (H2, W2), D, K, rows, down, right = (-(-p.H1 // Sh), -(-p.W1 // Sw)), K, D, H2, down // Sh, right // Sw
-        Sh = Sw = 1
-    products, lost, strip = _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL, (down + 1) * D * (W2 * Sw + right) * _itemsize(p)
-    steps = taps * D * -(-p.N * H2 * W2 // (2 * VL))  # of all tiles of one row
-    if W2 < VL or lost * K * taps >= PACKING * W2 * (taps - Sh * Sw) or strip > _kernels.kernel("planes").STRIP:
-        return products + PACKING * steps
-    copies = p.N * D * rows * (Sw if across else 1) * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
-    return max(products, LINE * steps * 2 * VL * _itemsize(p) / 64) * (1 + lost / W2) + copies
-
-
-def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:
-    """Of a gather whose vectors run along the channels, bound by arithmetic or loads; 0 if they run along the filters."""
-    kernels = _kernels.kernel("conv")
-    VL = kernels.VECTOR // _itemsize(p)
-    wide_enough = channels >= VL >= (2 if taps > 1 else 4) * kernels.FEW
-    if p.groups > 1 or filters > kernels.FEW or not wide_enough:
-        return 0
-    return pixels * (taps * -(-channels // VL) * (max(filters, 2) + 1) / 2 + 10)
-
-
-def _im2col_cycles(p: Problem) -> float:
-    """Of grad_x: the product has no more rows than dy has pixels, but each of its numbers is added to dx by itself."""
-    (H2, W2), taps, D, K = p.window.size, math.prod(p.window.F), p.D1 // p.groups, p.K // p.groups
-    VL = _kernels.kernel("conv").VECTOR // _itemsize(p)
-    if p.nchw and _picture_bytes(p) > TURNED:
-        return _product(taps * D, K, p.N * H2 * W2, p) + ADDING * p.N * D * taps * H2 * -(-W2 // VL)
-    return _product(p.N * H2 * W2, K, taps * D, p) + ADDING * p.N * H2 * W2 * taps * -(-D // VL)
-
-
-def _pictures(p: Problem) -> int:
-    """What Winograd has for pictures: with dilation, the pixels of every so many rows and columns are one of their own."""
-    size = (p.H1, p.W1) if p.direction == "grad_x" else p.window.size
-    return p.N * math.prod(max(1, min(d, places)) for d, places in zip(p.window.dilation, size, strict=True))
-
-
-def _results(p: Problem) -> Pair:
-    """Rows and columns that Winograd's tiles cover, of the largest picture or phase."""
-    w = p.window
-    if p.direction != "grad_x":
-        return -(-w.size[0] // w.dilation[0]), -(-w.size[1] // w.dilation[1])
-
-    def places(axis: int) -> int:
-        size, F, S, odd = (p.H1, p.W1)[axis], w.F[axis], w.S[axis], w.pads[axis][0] % 2
-        return size // 2 + 1 if S == 2 and F % 2 == 0 and odd else -(-size // (S * w.dilation[axis]))
-
-    return places(0), places(1)
-
-
-def _tiles(p: Problem, m: Pair) -> int:
-    return _pictures(p) * math.prod(-(-places // side) for places, side in zip(_results(p), m, strict=True))
-
-
-def _needed(p: Problem, m: Pair) -> float:
-    """The share of the tiles' values that are multiplied: one or two fewer a side where the picture ends within a tile."""
-    share = 1.0
-    for n, side, places in zip(_values(p, m), m, _results(p), strict=True):
-        spared = (places % side > 0) + (0 < places % side < side - 1)
-        share *= 1 - spared / (n * max(1, -(-places // side)))
-    return share
-
-
-def _cut(p: Problem) -> int:
-    """Parts into which Winograd cuts the window along an axis: odd and even taps with S=2, else the first ones and the last."""
-    return 2 if p.window.S == (2, 2) or min(p.window.F) >= QUARTERED else 1
-
-
-def _sources(p: Problem) -> int:
-    """Phases that one sum of Winograd's runs over."""
-    return 1 if p.direction == "grad_x" and p.window.S == (2, 2) else _cut(p) ** 2
-
-
-def _phase_extents(p: Problem) -> Pair:
-    """Of the filters that Winograd transforms: of the first, or even, rows and columns."""
-    (Fh, Fw), cut = p.window.F, _cut(p)
-    return -(-Fh // cut), -(-Fw // cut)
-
-
-def _values(p: Problem, m: Pair) -> Pair:
-    """Rows and columns of a tile."""
-    rh, rw = _phase_extents(p)
-    return m[0] + rh - 1, m[1] + rw - 1
-
-
-def _parts(p: Problem, m: Pair) -> int:
-    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
-    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * _cut(p) ** 2
-    return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
-
-
-def _exact_enough(p: Problem, m: Pair) -> bool:
-    """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
-    values, line = _values(p, m), 1 in m
-    if 8 not in values:
-        return True
-    if p.direction == "grad_w":
-        most = (EIGHT_POINTS_TILES_OF_LINES if line else EIGHT_POINTS_TILES) * _parts(p, m)
-        return (line or p.window.F != (7, 7)) and _tiles(p, m) <= most
-    return line or _sources(p) * (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
-
-
-def winograd_tile(p: Problem) -> Pair:
-    """Rows and columns of results, the cheapest that are exact enough; of 6 or 7 taps in a line there is one tile only."""
-    rh, rw = _phase_extents(p)
-    r = max(rh, rw)
-    points: tuple[int, ...]
-    if _cut(p) == 2:
-        points = {2: (4,) if p.window.F[0] % 2 else (6, 4), 3: (6, 4), 4: (8, 6)}[r]
-    elif 1 in p.window.F:
-        points = (8, 6) if r <= 5 else (8,)
-    else:
-        points = {2: (6, 4), 3: (6, 4), 4: (6,), 5: (8, 6)}[r]
-    tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
-    able = [m for m in tiles if _exact_enough(p, m)]
-    return min(able, key=lambda m: _winograd_cycles(_nominal(p), m), default=(2, 2))
+    return Job(run, lambda threads: chunk * costs.columns_bytes(p) + jobs[chunk][1].workspace(threads))
 
 
 def _winograd_refuses(p: Problem) -> str | None:
@@ -754,34 +352,27 @@ def _winograd_refuses(p: Problem) -> str | None:
 def _winograd_wanted(p: Problem) -> str | None:
     if p.depthwise or p.whole:
         return None  # direct convolution has kernels of its own for these
-    p = _nominal(p)
-    m, r = winograd_tile(p), _phase_extents(p)
-    if not _exact_enough(p, m):
+    p = costs.nominal(p)
+    m, r = costs.winograd_tile(p), costs.phase_extents(p)
+    if not costs.exact_enough(p, m):
         return None
-    ratio = _winograd_cycles(p, m) / max(1.0, _direct_cycles(p))
-    phases = "" if _cut(p) == 1 else " of four phases"
+    ratio = costs.winograd_cycles(p, m) / max(1.0, costs.direct_cycles(p))
+    phases = "" if costs.cut(p) == 1 else " of four phases"
     name = f"F({m[1]}x{m[0]}, {r[1]}x{r[0]}){phases}"
-    return f"{name} takes about {ratio:.2f} of direct's cycles" if ratio < _margin(p, m) else None
-
-
-def _margin(p: Problem, m: Pair) -> float:
-    if p.window.S == (1, 1) or p.direction == "grad_w":
-        return MARGIN
-    filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * _itemsize(p)
-    return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN[p.direction]
+    return f"{name} takes about {ratio:.2f} of direct's cycles" if ratio < costs.margin(p, m) else None
 
 
 def _winograd(p: Problem) -> Job:
     kernels, (H2, W2) = _kernels.kernel("winograd"), p.window.size
-    D, K, tile, w = p.D1 // p.groups, p.K // p.groups, winograd_tile(p), p.window
-    window = (*w.F, w.S[0], _cut(p), w.pads[0][0], w.pads[1][0], *w.dilation)
+    D, K, tile, w = p.D1 // p.groups, p.K // p.groups, costs.winograd_tile(p), p.window
+    window = (*w.F, w.S[0], costs.cut(p), w.pads[0][0], w.pads[1][0], *w.dilation)
     if p.direction == "grad_x":
         forward = kernels.Winograd((p.N, p.groups, K, D, H2, W2, p.H1, p.W1), tile, window, p.nchw, True)
     else:
         forward = kernels.Winograd((p.N, p.groups, D, K, p.H1, p.W1, H2, W2), tile, window, p.nchw, False)
     if p.direction != "grad_w":
-        return Job(forward.run, lambda threads: forward.workspace(_itemsize(p), threads))
-    return _gradient_job(kernels.WeightGradient(forward, _parts(p, tile)), p)
+        return Job(forward.run, lambda threads: forward.workspace(p.itemsize, threads))
+    return _gradient_job(kernels.WeightGradient(forward, costs.parts(p, tile)), p)
 
 
 @dataclass(frozen=True)
@@ -837,15 +428,15 @@ class Method(NamedTuple):
 
 
 def _im2col_wanted(p: Problem) -> str | None:
-    if p.direction != "grad_x" or p.pointwise or p.whole or p.depthwise or _columns_bytes(p) > COLUMNS:
+    if p.direction != "grad_x" or p.pointwise or p.whole or p.depthwise or costs.columns_bytes(p) > costs.COLUMNS:
         return None
     if p.window.F == (1, 1):
         return "1x1 with a stride: a product as small as dy, spread over dx"
-    p = _nominal(p)
-    cycles, direct = _im2col_cycles(p), _direct_cycles(p)
+    p = costs.nominal(p)
+    cycles, direct = costs.im2col_cycles(p), costs.direct_cycles(p)
     able = _winograd_refuses(p) is None and _winograd_wanted(p)
-    winograd = _winograd_cycles(p, winograd_tile(p)) if able else math.inf
-    if cycles < MARGIN * min(direct, winograd):
+    winograd = costs.winograd_cycles(p, costs.winograd_tile(p)) if able else math.inf
+    if cycles < costs.MARGIN * min(direct, winograd):
         return f"dy has few pixels beside dx: it takes about {cycles / direct:.2f} of direct's cycles"
     return None
 
