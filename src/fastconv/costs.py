@@ -39,7 +39,9 @@ MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, {"fwd": 0.62, "grad_x"
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
-EIGHT_POINTS_TILES, EIGHT_POINTS_TILES_OF_LINES = 256, 2048  # tiles of one part
+EIGHT_POINTS_TILES = 128  # tiles of a part,
+PART_TILES = 2048  # and with fewer points, or of lines;
+PART_NUMBERS = 1 << 22  # in the sums of all parts at most
 
 
 class Problem(NamedTuple):
@@ -286,10 +288,18 @@ def needed(p: Problem, m: Pair) -> float:
     return share
 
 
+def _part_tiles(p: Problem, m: Pair) -> int:
+    """Tiles of a part of a weight gradient at most, for its sums to be exact enough."""
+    return EIGHT_POINTS_TILES if 8 in _values(p, m) and 1 not in m else PART_TILES
+
+
 def parts(p: Problem, m: Pair) -> int:
-    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough."""
+    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough, and so
+    many that none is long: an error grows with the square root of a part's tiles."""
     corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * cut(p) ** 2
-    return max(1, min(8 // max(1, corners), _tiles(p, m) // 64))
+    for_threads = min(8 // max(1, corners), _tiles(p, m) // 64)
+    short = min(-(-_tiles(p, m) // _part_tiles(p, m)), PART_NUMBERS // max(1, math.prod(p.window.F) * p.D1 * p.K // p.groups))
+    return max(1, for_threads, short)
 
 
 def exact_enough(p: Problem, m: Pair) -> bool:
@@ -298,8 +308,7 @@ def exact_enough(p: Problem, m: Pair) -> bool:
     if 8 not in values:
         return True
     if p.direction == "grad_w":
-        most = (EIGHT_POINTS_TILES_OF_LINES if line else EIGHT_POINTS_TILES) * parts(p, m)
-        return (line or p.window.F != (7, 7)) and _tiles(p, m) <= most
+        return _tiles(p, m) <= _part_tiles(p, m) * parts(p, m)
     return line or _sources(p) * (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
 
 
