@@ -98,11 +98,11 @@ def test_winograd_is_as_exact_as_promised_for_training(isa):
 
 @pytest.mark.parametrize("F", [3, 5, 7])
 def test_weight_gradients_of_large_pictures_are_as_exact(isa, F):
-    """The same bar for sums over 300,000 pixels: they are cut into parts."""
+    """Sums over 300,000 pixels, of which direct convolution's are off by 3e-6: they are cut into parts."""
     x, dy = (np.random.default_rng(n).standard_normal((1, 480, 640, 8)) for n in (1, 2))
     exact = fc.conv2d_grad_w(dy, x, (F, F, 8, 8), P=F // 2, method="direct")
     dw = fc.conv2d_grad_w(dy.astype("f4"), x.astype("f4"), (F, F, 8, 8), P=F // 2, method="winograd")
-    assert np.abs(dw - exact).max() < 5e-5 * rms(exact)
+    assert rms(dw - exact) < 6e-6 * rms(exact)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
