@@ -13,8 +13,8 @@ with it are left out: 121 for 4x4 results of 5x5 filters, where direct convoluti
 its padding is odd, two phases of dx begin a row, or a column, above the places of the others.
 
 A window of six or seven taps a side falls into four quarters, of its first three or four rows and columns and its last three. They
-are phases, too: y is the sum of four convolutions, each of the whole picture so many pixels further on. The last three of seven lack
-a coefficient: 3x3 results take 121 products, where direct convolution does 441.
+are phases, too: y is the sum of four convolutions, each of the whole picture so many pixels further on. The last three of seven
+lack a coefficient: 3x3 results take 121 products, where direct convolution does 441.
 
 A window that is a row or a column has tiles of n values along it, and of one across. With dilation, the pixels under the results
 of one remainder by it are a picture of their own, without dilation.
