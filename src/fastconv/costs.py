@@ -325,7 +325,7 @@ def winograd_tile(p: Problem) -> Pair:
         points = {2: (6, 4), 3: (6, 4), 4: (6,), 5: (8, 6)}[r]
     tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
     able = [m for m in tiles if exact_enough(p, m)]
-    return min(able, key=lambda m: winograd_cycles(nominal(p), m), default=(2, 2))
+    return min(able, key=lambda m: winograd_cycles(nominal(p), m), default=tiles[-1])
 
 
 def margin(p: Problem, m: Pair) -> float:
