@@ -111,6 +111,7 @@ NETWORKS = [
     Problem("depthwise 1x1 stride 3", 2, 7, 10, 5, 5, 1, S=3, groups=5, tags=("depthwise", "1x1", "strided")),
     Problem("depthwise dilated", 1, 13, 12, 16, 16, 3, P=2, dilation=2, groups=16, tags=("depthwise", "dilated")),
     Problem("resnext grouped", 1, 9, 8, 32, 64, 3, P=1, groups=4, tags=("grouped",)),
+    Problem("many groups of a vector and more", 2, 9, 8, 187, 121, 3, S=2, P=1, groups=11, tags=("grouped", "strided")),
     Problem("grouped 1x1", 2, 6, 5, 18, 12, 1, groups=3, tags=("grouped", "1x1")),
     Problem("grouped strided dilated", 2, 11, 13, 10, 15, 3, S=2, P=2, dilation=2, groups=5,
             tags=("grouped", "strided", "dilated")),

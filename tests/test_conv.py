@@ -41,6 +41,7 @@ LARGE = [
     Problem("large 7x7 stride 2 of a picture", 2, 46, 45, 3, 40, 7, S=2, P=3),
     Problem("large 3x3 of filters that no cache keeps", 2, 14, 15, 2601, 40, P=1),
     Problem("large 3x3 of groups' filters that no cache keeps", 1, 9, 10, 500, 500, P=1, groups=2),
+    Problem("large 3x3 stride 2 of many groups", 4, 37, 36, 300, 120, S=2, P=1, groups=10),
     Problem("large 11x11", 1, 13, 12, 150, 9, 11, P=5),
     Problem("large 3x3 of few tiles", 1, 8, 8, 64, 64, P=1),
     Problem("large 3x3 of few tiles and filters", 1, 8, 8, 150, 12, P=1),

@@ -34,6 +34,7 @@ cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
+    STRETCH = 1 << 10      # bytes of a depth-last pixel that are worth the way to it
     DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
     ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
     TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
@@ -44,9 +45,10 @@ cdef double NEXT_ROW = 0.2  # vectors of products that cost as much as to go to 
 
 cdef struct Strips:
     # How a task of grad_w walks over the grid: strips of rows, for which source and dy are packed in cache.
+    Py_ssize_t groups, sets           # of a task; and how many such sets of groups
     Py_ssize_t rows                   # of the grid, in a strip
-    Py_ssize_t block, blocks          # channels packed side by side; how many such blocks
-    Py_ssize_t blocks_at_once         # packed together
+    Py_ssize_t block, blocks          # channels packed side by side; how many such blocks a group has
+    Py_ssize_t blocks_at_once         # packed together, counted over the groups
     Py_ssize_t pack_h, pack_w         # steps of the grid in the packed source
     Py_ssize_t height, width          # what a single row of the grid needs of the packed source
     Py_ssize_t block_size             # numbers in a packed block
@@ -117,7 +119,7 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int threads, char *space):
     cdef Shape *s = &self.s
     cdef Strips z = plan_strips(self, threads, src)
-    cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * z.cuts * z.splits, scratch = strip_bytes(s, &z, src), i
+    cdef Py_ssize_t parts = self.parts, tasks = parts * z.sets * z.cuts * z.splits, scratch = strip_bytes(s, &z, src), i
     cdef Py_ssize_t sums = 0 if z.direct or z.whole else s.groups * ceil_div(s.C, lanes(src))
     cdef real *total = <real *> (space + threads * scratch)
     cdef bint nchw = self.nchw
@@ -152,6 +154,12 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     cdef bint nchw = self.nchw
     cdef Py_ssize_t parts = self.parts
     cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures, pixel
+    # Depth last, of a pixel of many small groups several are read at a time.
+    z.sets = s.groups
+    if not nchw and s.T > 1 and parts * s.groups >= 2 * threads:
+        z.sets = ceil_div(s.groups, most(1, STRETCH // most(1, s.C * <Py_ssize_t> sizeof(real))))
+        z.sets = least(s.groups, most(z.sets, ceil_div(2 * threads, parts)))
+    z.groups = ceil_div(s.groups, z.sets)
     z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
@@ -173,13 +181,15 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
-    z.rows = most(1, least(s.N * s.rows, most(256, share // (ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
+    z.rows = most(1, least(s.N * s.rows, most(256, share // (z.groups * ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     z.ahead = not nchw and z.cuts == z.splits == s.groups == 1 and bytes_met(s, like) > STREAM
     if z.ahead and not z.dy_in_place:  # it and the next strip's both stay in cache
         z.rows = most(1, z.rows // 2)
+    if z.groups > 1:  # packed all at once
+        z.rows = most(1, least(z.rows, share // most(1, z.groups * s.C * z.pack_h * z.width)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
     z.block_size = (z.rows * z.pack_h + pictures * z.height) * z.width * z.block
-    z.blocks_at_once = most(1, least(z.blocks, share // most(1, z.block_size)))
+    z.blocks_at_once = most(1, least(z.groups * z.blocks, share // most(1, z.block_size)))
     z.source = TILE_MR * z.rows * s.cols if z.gaps else 0 if z.in_place else z.blocks_at_once * z.block_size
     return z
 
@@ -187,7 +197,12 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
 cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
     return (aligned((1 + TILE_MR) * z.rows * sizeof(void *))
             + aligned(z.source * sizeof(real))
-            + aligned((0 if z.dy_in_place else ceil_div(z.panels, z.cuts) * z.rows * s.cols * 2 * lanes(like)) * sizeof(real)))
+            + aligned((0 if z.dy_in_place else z.groups * packed_dy(s, z, ceil_div(z.panels, z.cuts), z.rows, like)) * sizeof(real)))
+
+
+cdef inline Py_ssize_t packed_dy(Shape *s, Strips *z, Py_ssize_t panels, Py_ssize_t rows, real *like) noexcept nogil:
+    """Numbers of a group's panels."""
+    return panels * rows * s.cols * 2 * lanes(like)
 
 
 cdef struct Ahead:
@@ -227,13 +242,15 @@ cdef inline void lines_ahead(Ahead *next, Epilogue *e) noexcept nogil:
 
 cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, real *dw, bint nchw, Py_ssize_t parts,
                         Py_ssize_t task, char *scratch) noexcept nogil:
-    """A part of the grid's rows, counted over the batch, then a group, then a cut of its panels of filters, then a split of its
-    blocks of channels."""
-    cdef Py_ssize_t split = task % z.splits, cut = task // z.splits % z.cuts, g = task // z.splits // z.cuts % s.groups
-    cdef Py_ssize_t block = z.blocks * split // z.splits, block_end = z.blocks * (split + 1) // z.splits
+    """A part of the grid's rows, counted over the batch, then a set of groups, then a cut of their panels of filters, then a split
+    of their blocks of channels; blocks are counted over the groups."""
+    cdef Py_ssize_t split = task % z.splits, cut = task // z.splits % z.cuts, set = task // z.splits // z.cuts % z.sets
+    cdef Py_ssize_t first = s.groups * set // z.sets, last = s.groups * (set + 1) // z.sets - 1, g
+    cdef Py_ssize_t block = first * z.blocks + z.blocks * split // z.splits
+    cdef Py_ssize_t block_end = last * z.blocks + z.blocks * (split + 1) // z.splits
     cdef Py_ssize_t panel = z.panels * cut // z.cuts, panel_end = z.panels * (cut + 1) // z.cuts
-    cdef Py_ssize_t part = task // z.splits // z.cuts // s.groups, row_end = s.N * s.rows * (part + 1) // parts
-    cdef Py_ssize_t row = s.N * s.rows * part // parts, NR = 2 * lanes(src), i, b, end, rows
+    cdef Py_ssize_t part = task // z.splits // z.cuts // z.sets, row_end = s.N * s.rows * (part + 1) // parts
+    cdef Py_ssize_t row = s.N * s.rows * part // parts, i, b, end, rows, d_group
     cdef real **starts = <real **> scratch
     cdef real *x = <real *> (scratch + aligned((1 + TILE_MR) * z.rows * sizeof(void *)))
     cdef real *packed = <real *> (<char *> x + aligned(z.source * sizeof(real)))
@@ -241,59 +258,74 @@ cdef void gradient_task(Shape *s, Strips *z, real *src, real *dy, real *total, r
     cdef Ahead next
     cdef bint accumulate = False, at_once = z.whole and 0 < row_end - row <= z.rows  # while a block's sums are in cache
     cdef unsigned int before = begin_task()
-    total += g * s.K if z.direct else (part * s.groups + g) * s.T * s.C * z.ld
+    total += part * s.groups * s.T * s.C * z.ld
     if row == row_end:
-        for i in range(s.T * s.C if block == 0 else 0):
-            memset(total + i * z.ld + panel * NR, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
+        for i in range(block, block_end):
+            clear_block(s, z, total, i, panel, panel_end)
     while row < row_end:
         rows = least(z.rows, row_end - row)
+        d, d_group = packed, packed_dy(s, z, panel_end - panel, rows, src)
         if z.dy_in_place:
-            d = dy + (row * s.cols * s.groups + g) * s.K + panel * NR
-        else:
-            d = packed
-            pack_dy(s, dy, d, nchw, g, row, rows, panel, panel_end)
+            d, d_group = dy + (row * s.cols * s.groups + first) * s.K + panel * 2 * lanes(src), s.K
+        for g in range(first, first if z.dy_in_place else last + 1):
+            pack_dy(s, dy, d + (g - first) * d_group, nchw, g, row, rows, panel, panel_end)
         memset(&next, 0, sizeof(Ahead))
         if z.ahead and row + rows < row_end:
             next = strip_ahead(s, z, src, dy, row + rows, rows)
         for i in range(block, block_end if z.in_place else block):
-            pointwise_block(s, z, src, x, d, total, starts, nchw, g, row, rows, i, panel, panel_end, accumulate,
-                            &next)
+            pointwise_block(s, z, src, x, d, total, starts, nchw, row, rows, i, panel, panel_end, accumulate, &next)
             if at_once:
-                write_block(s, z, total, dw, g, i, panel, panel_end)
+                write_block(s, z, total, dw, i, panel, panel_end)
         b = block
         while b < block_end and not z.in_place:
             end = least(block_end, b + z.blocks_at_once)
-            pack_source(s, z, src, x, starts, nchw, g, row, rows, b, end)
+            pack_source(s, z, src, x, starts, nchw, row, rows, b, end)
             for i in range(b, end):
-                gradient_block(s, z, (i - b) * z.block_size, d, total, starts, rows, i, panel, panel_end, accumulate,
-                               &next)
+                gradient_block(s, z, (i - b) * z.block_size, d + (i // z.blocks - first) * d_group, total, starts, rows, i, panel,
+                               panel_end, accumulate, &next)
                 if at_once:
-                    write_block(s, z, total, dw, g, i, panel, panel_end)
+                    write_block(s, z, total, dw, i, panel, panel_end)
             b = end
         row += rows
         accumulate = True
     for i in range(block, block_end if z.whole and not at_once else block):
-        write_block(s, z, total, dw, g, i, panel, panel_end)
+        write_block(s, z, total, dw, i, panel, panel_end)
     end_task(before)
 
 
-cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssize_t g, Py_ssize_t block, Py_ssize_t panel,
+cdef inline Py_ssize_t sums_of(Shape *s, Strips *z, Py_ssize_t g) noexcept nogil:
+    """Where those of a group begin."""
+    return g * (s.K if z.direct else s.T * s.C * z.ld)
+
+
+cdef void clear_block(Shape *s, Strips *z, real *total, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end) noexcept nogil:
+    """The sums of no rows."""
+    cdef Py_ssize_t NR = 2 * lanes(total), c = block % z.blocks * z.block, t, i
+    total += sums_of(s, z, block // z.blocks) + panel * NR
+    for t in range(s.T):
+        for i in range(c, least(s.C, c + z.block)):
+            memset(total + (t * s.C + i) * z.ld, 0, (least(s.K, panel_end * NR) - panel * NR) * sizeof(real))
+
+
+cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssize_t block, Py_ssize_t panel,
                              Py_ssize_t panel_end) noexcept nogil:
-    cdef Py_ssize_t NR = 2 * lanes(dw), c = block * z.block
-    write_weights(total, 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block), panel * NR,
+    cdef Py_ssize_t NR = 2 * lanes(dw), g = block // z.blocks, c = block % z.blocks * z.block
+    write_weights(total + sums_of(s, z, g), 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block), panel * NR,
                   least(s.K, panel_end * NR))
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
                          Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end, bint accumulate,
                          Ahead *next) noexcept nogil:
-    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy."""
-    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, channels = least(z.block, s.C - block * z.block)
+    """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy, of the
+    block's group."""
+    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, b = block % z.blocks, channels = least(z.block, s.C - b * z.block)
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else rows * s.cols * NR
     cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL, 0, 0)
+    total += sums_of(s, z, block // z.blocks)
     while t < s.T:
         for i in range(pieces):
             first = height * i // pieces
@@ -302,28 +334,30 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
                 a[r] = starts[r] + offset + ((s.dh[t] - s.dh[0]) * z.width + s.dw[t] - s.dw[0]) * z.block + first
             for p in range(panel, panel_end):
                 for m in range(n):
-                    c[m] = total + (t * s.C + block * z.block + first + m) * z.ld + p * NR
+                    c[m] = total + (t * s.C + b * z.block + first + m) * z.ld + p * NR
                 lines_ahead(next, &e)
                 tile_by_columns(n, rows, s.cols, a, z.pack_w * z.block, d + (p - panel) * d_panel, d_step, c,
                                 least(NR, s.K - p * NR), &e)
         t += z.taps
 
 
-cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw, Py_ssize_t g,
+cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real *total, real **a, bint nchw,
                           Py_ssize_t row, Py_ssize_t rows, Py_ssize_t block, Py_ssize_t panel, Py_ssize_t panel_end,
                           bint accumulate, Ahead *next) noexcept nogil:
     """The same of a source that is read where it lies, its channels side by side (depth-last) or its pixels (depth-first)."""
-    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, channels = least(z.block, s.C - block * z.block)
-    cdef Py_ssize_t depth = s.groups * s.C, plane = s.Hs * s.Ws, pixels = rows * s.cols
+    cdef Py_ssize_t NR = 2 * lanes(d), i, r, p, first, n, c, m, g = block // z.blocks
+    cdef Py_ssize_t b = block % z.blocks, channels = least(z.block, s.C - b * z.block), depth = s.groups * s.C
+    cdef Py_ssize_t plane = s.Hs * s.Ws, pixels = rows * s.cols
     cdef Py_ssize_t pieces = ceil_div(channels, tile_height((pixels if z.gaps else plane) * sizeof(real)) if nchw else TILE_MR)
     cdef Py_ssize_t d_step = s.groups * s.K if z.dy_in_place else NR, d_panel = NR if z.dy_in_place else pixels * NR
     cdef real *at
     cdef real *to[TILE_MR]
     cdef Epilogue e = Epilogue(NULL, 0, accumulate, 0, z.stream, 0, NULL, 0, 0)
+    total += sums_of(s, z, g)
     for i in range(pieces):
         first = channels * i // pieces
         n = channels * (i + 1) // pieces - first
-        c = block * z.block + first
+        c = b * z.block + first
         for r in range(rows):
             at = src + (row + r) // s.rows * depth * plane
             if z.gaps:
@@ -373,8 +407,8 @@ cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize
         row, rows = row + stretch, rows - stretch
 
 
-cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bint nchw, Py_ssize_t g, Py_ssize_t row,
-                      Py_ssize_t rows, Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
+cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bint nchw, Py_ssize_t row, Py_ssize_t rows,
+                      Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
     """x[block][source row][source column][channel], padded with zeros; starts[r]: where row r of the strip begins."""
     cdef Py_ssize_t step_h = s.stride_h // z.pack_h, r = 0, n, i, stretch, height, h, v, at = 0
     while r < rows:
@@ -385,14 +419,15 @@ cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bi
             starts[r + v] = x + (at + v * z.pack_h) * z.width * z.block
         for v in range(height):
             h = i * s.stride_h + s.dh[0] + v * step_h
-            pack_source_row(s, z, src, x + (at + v) * z.width * z.block, nchw, g, n, h, block, block_end)
+            pack_source_row(s, z, src, x + (at + v) * z.width * z.block, nchw, n, h, block, block_end)
         at += height
         r += stretch
 
 
-cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py_ssize_t g, Py_ssize_t n, Py_ssize_t h,
-                          Py_ssize_t block, Py_ssize_t block_end) noexcept nogil:
-    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, channels, c, some
+cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py_ssize_t n, Py_ssize_t h, Py_ssize_t block,
+                          Py_ssize_t block_end) noexcept nogil:
+    cdef Py_ssize_t step = s.stride_w // z.pack_w, lo, hi, b, v, c, channels, some
+    cdef Py_ssize_t first = block // z.blocks * s.C + block % z.blocks * z.block  # channel, counted over the groups
     cdef real row[32 * SIDE_BY_SIDE]  # a block has at most 28 channels
     cdef real *at
     lo = least(z.width, ceil_div(most(0, -s.dw[0]), step))
@@ -403,18 +438,24 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
         memset(x + b * z.block_size, 0, lo * z.block * sizeof(real))
         memset(x + b * z.block_size + hi * z.block, 0, (z.width - hi) * z.block * sizeof(real))
     if not nchw:
-        at = src + (((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups + g) * s.C
+        at = src + ((n * s.Hs + h) * s.Ws + s.dw[0]) * s.groups * s.C + first
         if step == 1 and s.groups == z.blocks == 1:
             copy(x + lo * s.C, at + lo * s.C, (hi - lo) * s.C, 1)
             return
         for v in range(lo, hi):
-            for b in range(block, block_end):
-                copy(x + (b - block) * z.block_size + v * z.block, at + v * step * s.groups * s.C + b * z.block,
-                     least(z.block, s.C - b * z.block), 1)
+            c = first % s.C
+            some = v * step * s.groups * s.C
+            if s.groups > 1:  # pixels lie far apart: those of the row below
+                fetch_lines(at + some + s.stride_h // z.pack_h * s.Ws * s.groups * s.C,
+                            (block_end - block) * z.block * sizeof(real))
+            for b in range(block_end - block):
+                channels = least(z.block, s.C - c)
+                copy(x + b * z.block_size + v * z.block, at + some, channels, 1)
+                some, c = some + channels, c + channels if c + channels < s.C else 0
         return
     for b in range(block, block_end):
-        channels = least(z.block, s.C - b * z.block)
-        at = src + (((n * s.groups + g) * s.C + b * z.block) * s.Hs + h) * s.Ws + s.dw[0]
+        channels = least(z.block, s.C - b % z.blocks * z.block)
+        at = src + ((n * s.groups * s.C + first) * s.Hs + h) * s.Ws + s.dw[0]
         if step == 1:
             transpose(x + lo * z.block, z.block, at + lo, s.Hs * s.Ws, channels, hi - lo)
         else:
@@ -425,7 +466,7 @@ cdef void pack_source_row(Shape *s, Strips *z, real *src, real *x, bint nchw, Py
                     copy(row + c * SIDE_BY_SIDE, at + c * s.Hs * s.Ws + v * step, some, step)
                 transpose(x + v * z.block, z.block, row, SIDE_BY_SIDE, channels, some)
                 v += SIDE_BY_SIDE
-        x += z.block_size
+        x, first = x + z.block_size, first + channels
 
 
 # ---------------------------------------------------------------- grad_w of few channels, depth-first: both as they lie
