@@ -197,7 +197,8 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
 cdef Py_ssize_t strip_bytes(Shape *s, Strips *z, real *like) noexcept nogil:
     return (aligned((1 + TILE_MR) * z.rows * sizeof(void *))
             + aligned(z.source * sizeof(real))
-            + aligned((0 if z.dy_in_place else z.groups * packed_dy(s, z, ceil_div(z.panels, z.cuts), z.rows, like)) * sizeof(real)))
+            + aligned((0 if z.dy_in_place else z.groups * packed_dy(s, z, ceil_div(z.panels, z.cuts), z.rows, like))
+                      * sizeof(real)))
 
 
 cdef inline Py_ssize_t packed_dy(Shape *s, Strips *z, Py_ssize_t panels, Py_ssize_t rows, real *like) noexcept nogil:
@@ -310,8 +311,8 @@ cdef void clear_block(Shape *s, Strips *z, real *total, Py_ssize_t block, Py_ssi
 cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssize_t block, Py_ssize_t panel,
                              Py_ssize_t panel_end) noexcept nogil:
     cdef Py_ssize_t NR = 2 * lanes(dw), g = block // z.blocks, c = block % z.blocks * z.block
-    write_weights(total + sums_of(s, z, g), 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block), panel * NR,
-                  least(s.K, panel_end * NR))
+    write_weights(total + sums_of(s, z, g), 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block),
+                  panel * NR, least(s.K, panel_end * NR))
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,
@@ -319,7 +320,8 @@ cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *
                          Ahead *next) noexcept nogil:
     """One strip times one block of channels, whose packed copy lies at `offset` from the first one's; d: the strip's dy, of the
     block's group."""
-    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, b = block % z.blocks, channels = least(z.block, s.C - b * z.block)
+    cdef Py_ssize_t NR = 2 * lanes(d), t = 0, r, i, m, first, n, p, b = block % z.blocks
+    cdef Py_ssize_t channels = least(z.block, s.C - b * z.block)
     cdef Py_ssize_t height = channels if z.taps == 1 else z.taps * s.C, pieces = ceil_div(height, TILE_MR)
     cdef real **a = starts + z.rows
     cdef real *c[TILE_MR]
