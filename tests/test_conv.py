@@ -42,6 +42,7 @@ LARGE = [
     Problem("large 3x3 of filters that no cache keeps", 2, 14, 15, 2601, 40, P=1),
     Problem("large 3x3 of groups' filters that no cache keeps", 1, 9, 10, 500, 500, P=1, groups=2),
     Problem("large 3x3 stride 2 of many groups", 4, 37, 36, 300, 120, S=2, P=1, groups=10),
+    Problem("large 3x3 of many groups", 3, 27, 26, 204, 108, P=1, groups=12),
     Problem("large 11x11", 1, 13, 12, 150, 9, 11, P=5),
     Problem("large 3x3 of few tiles", 1, 8, 8, 64, 64, P=1),
     Problem("large 3x3 of few tiles and filters", 1, 8, 8, 150, 12, P=1),
@@ -299,6 +300,23 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
     planning.plan.cache_clear()
     try:
         assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
+    finally:
+        planning.plan.cache_clear()
+
+
+@pytest.mark.parametrize(("pictures", "room"), [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4)])
+def test_large_depth_first_pictures_are_turned_over_a_few_groups_at_a_time(isa, monkeypatch, pictures, room):
+    """For dx, with room for so many of five groups of a picture: the last pictures or groups may be fewer. A bias has groups, too."""
+    p = Problem("groups turned", pictures, 25, 24, 45, 35, S=2, P=1, groups=5)
+    monkeypatch.setattr(costs, "TURNED", room * 4 * (25 * 24 * 9 + 13 * 12 * 7))
+    assert costs.better_turned(costs.Problem("grad_x", pictures, 25, 24, 45, 35, p.window, 5, True, "float32"))
+    planning.plan.cache_clear()
+    try:
+        e, b = expected(p, "NCHW", "float32"), np.arange(45, dtype="float32")
+        assert list(mistakes(p, e, "direct", "NCHW")) == []
+        with_bias = fc.conv_transpose2d(e.dy, e.w, b, S=2, P=1, output_padding=(0, 1), groups=5, layout="NCHW")
+        right = e.exact["dx"] + b[:, None, None]
+        assert not difference(with_bias, right, e.tolerance("dx", "direct") + 1e-5)
     finally:
         planning.plan.cache_clear()
 

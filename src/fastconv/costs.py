@@ -180,7 +180,7 @@ def better_turned(p: Problem) -> bool:
         return False
     if p.direction != "grad_w" and _living(p) < MOSTLY_LIVING:
         return True
-    if p.picture_bytes > TURNED:
+    if p.picture_bytes > TURNED * (p.groups if p.direction == "grad_x" else 1):  # of dx a few groups at a time
         return False
     if p.direction == "grad_w":
         return strided and w.size[1] <= 2 * SHORT_ROW and p.N * p.picture_bytes <= TURNED

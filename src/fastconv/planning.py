@@ -130,8 +130,20 @@ def _depthwise(p: Problem) -> Job:
     return Job(run, lambda threads: 0)
 
 
+def _turned_at_once(p: Problem, weights_too: bool) -> Pair:
+    """Pictures, and groups of them, that are turned over at a time."""
+    if p.direction == "grad_w":
+        return p.N, p.groups
+    group, room = max(1, p.picture_bytes // p.groups), costs.TURNED
+    if weights_too or p.picture_bytes <= room:
+        return max(1, min(p.N, room // (group * p.groups))), p.groups
+    pictures = max(1, min(p.N, room // group))
+    return pictures, max(1, min(p.groups, room // (group * pictures)))
+
+
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
-    """A problem by the kernels of a method for the other layout, a few pictures at a time; a weight gradient at once.
+    """A problem by the kernels of a method for the other layout, a few pictures at a time, or a few groups of large ones; a weight
+    gradient at once.
 
     weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads or writes them
     as they lie.
@@ -140,8 +152,11 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
     sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
     (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
-    chunk = max(1, p.N) if p.direction == "grad_w" else min(max(1, p.N), max(1, costs.TURNED // max(1, p.picture_bytes)))
-    jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
+    pictures, groups = _turned_at_once(p, weights_too)
+    jobs = {}
+    for n, g in itertools.product({pictures, p.N % max(1, pictures)}, {groups, p.groups % groups or groups}):
+        D1, K = g * depth, p.K // p.groups * g
+        jobs[n, g] = make(p._replace(N=n, D1=D1, K=K, groups=g, nchw=not p.nchw, turned=not weights_too))
 
     def turned(a: Any, n: int, size: int, depth: int, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
         """n pictures of so many pixels that lie depth first, or last, the other way round."""
@@ -161,27 +176,43 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         if weights_too:
             w = turned_weights(w, memory.empty(w.shape, p.dtype), threads)
-        given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
-        for first in range(0, p.N, chunk):
-            n = min(chunk, p.N - first)
+        given, made = memory.empty((pictures, pixels, source), p.dtype), memory.empty((pictures, places, result), p.dtype)
+        for first in range(0, p.N, pictures):
+            n = min(pictures, p.N - first)
             theirs = dst[first : first + n]
             ours = theirs if places == 1 or result == 1 else made[:n]
-            jobs[n].run(turned(src[first : first + n], n, pixels, source, given[:n], threads), w, bias, ours, relu, threads)
+            source_turned = turned(src[first : first + n], n, pixels, source, given[:n], threads)
+            jobs[n, groups].run(source_turned, w, bias, ours, relu, threads)
             turned(ours, n, places, result, theirs, threads, not p.nchw)
+
+    def run_groups(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
+        read, made, filters = source // p.groups, result // p.groups, p.K // p.groups
+        space = memory.empty((pictures * groups * (pixels * read + places * made),), p.dtype)
+        for first, g in itertools.product(range(0, p.N, pictures), range(0, p.groups, groups)):
+            n, some = min(pictures, p.N - first), min(groups, p.groups - g)
+            given, size = space[: n * pixels * some * read], pixels * some * read
+            ours = space[given.size : given.size + n * places * some * made]
+            turn(src[first:, g * read], given, n, some * read, pixels, source * pixels, pixels, size, some * read, threads)
+            theirs = None if bias is None else bias[g * made : (g + some) * made]
+            jobs[n, some].run(given, w[g * filters : (g + some) * filters], theirs, ours, relu, threads)
+            turn(ours, dst[first:, g * made], n, places, some * made, places * some * made, some * made, result * places, places,
+                 threads)
 
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         dy = turned(dy, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads)
         x = turned(x, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads)
         weights = memory.empty((taps, depth, p.K), p.dtype) if weights_too else dw
-        jobs[p.N].run(dy, x, None, weights, False, threads)
+        jobs[p.N, p.groups].run(dy, x, None, weights, False, threads)
         if weights_too:
             turned_weights(weights, dw, threads, not p.nchw)
 
     def workspace(threads: int) -> int:
         weights = taps * depth * p.K * itemsize if weights_too else 0
-        return chunk * p.picture_bytes + weights + jobs[chunk].workspace(threads)
+        return pictures * p.picture_bytes // p.groups * groups + weights + jobs[pictures, groups].workspace(threads)
 
-    return Job(run_gradient if p.direction == "grad_w" else run, workspace)
+    if p.direction == "grad_w":
+        return Job(run_gradient, workspace)
+    return Job(run if groups == p.groups else run_groups, workspace)
 
 
 def _dense(p: Problem) -> Job:

@@ -158,7 +158,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.sets = s.groups
     if not nchw and s.T > 1 and parts * s.groups >= 2 * threads:
         z.sets = ceil_div(s.groups, most(1, STRETCH // most(1, s.C * <Py_ssize_t> sizeof(real))))
-        z.sets = least(s.groups, most(z.sets, ceil_div(2 * threads, parts)))
+        z.sets = least(s.groups, most(z.sets, ceil_div(8 * threads, parts)))
     z.groups = ceil_div(s.groups, z.sets)
     z.blocks = most(1, ceil_div(s.C, 2 * TILE_MR))
     z.block = ceil_div(s.C, z.blocks)

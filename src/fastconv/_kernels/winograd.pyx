@@ -61,6 +61,8 @@ cdef enum:
     SUMS = 2400000  # and bytes of it: the larger, the fewer times pictures are transformed
     ROOM = 3900000  # bytes of those and a block of tiles
     TILES = 96  # in a block of grad_w at most: its sums pass through a core's first-level cache once for all of them
+    STRETCH = 1 << 10  # bytes of a depth-last pixel that are worth the way to it
+    SETS = 300000  # and bytes of the sums of so many groups
 
 cdef struct Picture:
     # A batch of pictures as one group sees them, or one phase of each.
@@ -395,10 +397,12 @@ cdef Walk walk_over(Shape *s, Picture *batch, real *at, Py_ssize_t g, Py_ssize_t
                     Py_ssize_t c_end, Py_ssize_t steps) noexcept nogil:
     """In so many steps, of tiles that take twice as many pixels as they give results; what is beyond that is left out."""
     cdef Walk k
+    cdef Py_ssize_t pixel
     memset(&k, 0, sizeof(Walk))
     k.s, k.batch, k.g, k.c, k.c_end, k.q, k.q_end = s, batch, g, c, c_end, q, q_end
     if beyond_caches(s, at):
-        k.lines = ceil_div(2 * (q_end - q) * s.mh * s.mw * (c_end - c) * <Py_ssize_t> sizeof(real), CACHE_LINE * most(1, steps))
+        pixel = (c_end - c) * sizeof(real) + (CACHE_LINE if batch.col > c_end - c else 0)
+        k.lines = ceil_div(2 * (q_end - q) * s.mh * s.mw * pixel, CACHE_LINE * most(1, steps))
     return k
 
 
@@ -427,6 +431,7 @@ cdef inline void walk(Walk *k, real *at) noexcept nogil:
             if k.run < k.runs:
                 k.at = k.first + k.run // k.inner * k.down + k.run % k.inner * k.along
                 k.end, k.run = k.at + k.bytes, k.run + 1
+                k.at -= <size_t> k.at % CACHE_LINE  # a stretch seldom begins with a line
             elif k.q < k.q_end:
                 next_rectangle(k, at)
             else:
@@ -956,6 +961,7 @@ cdef inline void living_channels(Shape *s, Py_ssize_t value, Py_ssize_t target, 
 # ---------------------------------------------------------------- grad_w
 cdef struct Corners:
     # A task of grad_w holds the sums of a corner of channels x filters for all values.
+    Py_ssize_t groups, sets           # so many side by side have a corner each, one after the other; how many such sets
     Py_ssize_t C, K                   # the largest one's sides
     Py_ssize_t vectors, down          # of the channels of a phase, and corners along them
     Py_ssize_t panels, across, width  # of the filters of a group, corners along them, and filters in a panel
@@ -1010,8 +1016,14 @@ cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) n
     z.C, z.K = ceil_div(z.vectors, z.down) * VL, ceil_div(z.panels, z.across) * z.width
     z.v_step, z.d_step = odd_lines(z.tiles * z.C, like), odd_lines(z.tiles * z.K, like)
     z.m_step = odd_lines(z.C * z.K, like)
+    z.sets = s.groups
+    if not s.dst[0].nchw:  # of a pixel of many small groups several are read at a time
+        C, K = most(1, z.C * <Py_ssize_t> sizeof(real)), most(1, s.values * z.m_step * <Py_ssize_t> sizeof(real))
+        z.sets = ceil_div(s.groups, most(1, least(STRETCH // C, SETS // K)))
+        z.sets = least(s.groups, most(z.sets, ceil_div(8 * threads, parts * s.sources * z.down * z.across)))
+    z.groups = ceil_div(s.groups, z.sets)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = aligned((s.values * (z.v_step + z.d_step + z.m_step) + z.patch) * sizeof(real))
+    z.scratch = aligned((s.values * (z.v_step + z.d_step + z.groups * z.m_step) + z.patch) * sizeof(real))
     return z
 
 
@@ -1024,7 +1036,7 @@ cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
-    cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * s.sources * z.down * z.across, i
+    cdef Py_ssize_t parts = self.parts, tasks = parts * z.sets * s.sources * z.down * z.across, i
     cdef Py_ssize_t sums = 0 if z.whole else s.groups * z.vectors
     cdef cnp.ndarray workspace = memory.empty((gradient_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
@@ -1047,13 +1059,14 @@ cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.n
 
 cdef void corner_task(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i,
                       char *scratch) noexcept nogil:
-    """Task i: a part of the tiles, then a group, then a phase, then a corner of its channels and filters."""
+    """Task i: a part of the tiles, then a set of groups, then a phase, then a corner of its channels and filters."""
     cdef Py_ssize_t k = i % z.across, c = i // z.across % z.down, f = i // z.across // z.down % s.sources, VL = lanes(src)
-    cdef Py_ssize_t g = i // z.across // z.down // s.sources % s.groups, p = i // z.across // z.down // s.sources // s.groups
+    cdef Py_ssize_t set = i // z.across // z.down // s.sources % z.sets, p = i // z.across // z.down // s.sources // z.sets
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, C = s.src[0].depth
-    sum_corner(s, z, src, dy, result + (p * s.groups + g) * s.Fh * s.Fw * C * z.ld, dw, g, f, z.vectors * c // z.down * VL,
-               least(C, z.vectors * (c + 1) // z.down * VL), z.panels * k // z.across * z.width,
-               least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // parts, total * (p + 1) // parts, scratch)
+    sum_corners(s, z, src, dy, result + p * s.groups * s.Fh * s.Fw * C * z.ld, dw, s.groups * set // z.sets,
+                s.groups * (set + 1) // z.sets, f, z.vectors * c // z.down * VL, least(C, z.vectors * (c + 1) // z.down * VL),
+                z.panels * k // z.across * z.width, least(s.K, z.panels * (k + 1) // z.across * z.width), total * p // parts,
+                total * (p + 1) // parts, scratch)
 
 
 cdef void sums_task(Shape *s, Corners *z, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
@@ -1063,34 +1076,51 @@ cdef void sums_task(Shape *s, Corners *z, real *result, real *dw, Py_ssize_t par
                   least(C, c + lanes(dw)), 0, s.K)
 
 
-cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t g, Py_ssize_t f, Py_ssize_t c,
-                     Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end,
-                     char *scratch) noexcept nogil:
-    """result[tap][channel][filter] of the taps of phase f, channels c to c_end and filters k to k_end, over tiles q to q_end; dw
-    too, if that is all."""
-    cdef Py_ssize_t VL = lanes(src), values = s.values, i, j, v, end, tap = s.src[0].depth * z.ld
-    cdef real *at
-    cdef real some[16 * 16]  # [tap of the phase][lane]
+cdef void sum_corners(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t g, Py_ssize_t g_end,
+                      Py_ssize_t f, Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end,
+                      char *scratch) noexcept nogil:
+    """result[group][tap][channel][filter] of groups g to g_end, the taps of phase f, channels c to c_end and filters k to k_end,
+    over tiles q to q_end; dw too, if that is all."""
+    cdef Py_ssize_t VL = lanes(src), values = s.values, end, i, next, at, at_end, steps
+    cdef Py_ssize_t corner = values * z.m_step, group = s.Fh * s.Fw * s.src[0].depth * z.ld
     cdef real *V = <real *> scratch
     cdef real *D = V + values * z.v_step
     cdef real *M = D + values * z.d_step
-    cdef real *patch = M + values * z.m_step
+    cdef real *patch = M + z.groups * corner
     cdef Slots slots
     cdef Walk x_ahead, dy_ahead
-    cdef Py_ssize_t steps = values * ceil_div(c_end - c, TILE_MR) * ceil_div(k_end - k, 2 * VL)
     cdef bint add = False
     cdef unsigned int before = begin_task()
+    steps = values * ceil_div(c_end - c, TILE_MR) * ceil_div(k_end - k, 2 * VL)
     if q == q_end:
-        memset(M, 0, values * z.m_step * sizeof(real))
+        memset(M, 0, (g_end - g) * corner * sizeof(real))
     while q < q_end:
         end = least(q_end, q + z.tiles)
-        transform_data(s, &s.src[f], False, src, g, q, end, c, c_end, 0, <int> s.nh, V, z.C, z.v_step, patch)
-        transform_data(s, &s.dst[0], True, dy, g, q, end, k, k_end, 0, <int> s.nh, D, z.K, z.d_step, patch)
         slots = slots_of(s, q, end)
-        x_ahead = walk_over(s, &s.src[f], src, g, end, least(q_end, end + z.tiles), c, c_end, steps)
-        dy_ahead = walk_over(s, &s.dst[0], dy, g, end, least(q_end, end + z.tiles), k, k_end, steps)
-        add_products(s, z, V, D, M, &slots, f, c_end - c, k_end - k, add, &x_ahead, src, &dy_ahead, dy)
+        for i in range(g, g_end):
+            transform_data(s, &s.src[f], False, src, i, q, end, c, c_end, 0, <int> s.nh, V, z.C, z.v_step, patch)
+            transform_data(s, &s.dst[0], True, dy, i, q, end, k, k_end, 0, <int> s.nh, D, z.K, z.d_step, patch)
+            next, at, at_end = i + 1, q, end
+            if next == g_end:
+                next, at, at_end = g, end, least(q_end, end + z.tiles)
+            x_ahead = walk_over(s, &s.src[f], src, next, at, at_end, c, c_end, steps)
+            dy_ahead = walk_over(s, &s.dst[0], dy, next, at, at_end, k, k_end, steps)
+            add_products(s, z, V, D, M + (i - g) * corner, &slots, f, c_end - c, k_end - k, add, &x_ahead, src, &dy_ahead, dy)
         q, add = end, True
+    for i in range(g, g_end):
+        transform_sums(s, z, M + (i - g) * corner, result + i * group, f, c, c_end, k, k_end)
+        if z.whole:
+            write_weights(result + i * group, 0, 1, z.ld, s.Fh * s.Fw, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, i, c,
+                          c_end, k, k_end)
+    end_task(before)
+
+
+cdef void transform_sums(Shape *s, Corners *z, real *M, real *result, Py_ssize_t f, Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t k,
+                         Py_ssize_t k_end) noexcept nogil:
+    """result[tap][channel][filter] of a group from M[value][channel - c][filter - k]."""
+    cdef Py_ssize_t VL = lanes(M), tap = s.src[0].depth * z.ld, i, j, v
+    cdef real some[16 * 16]  # [tap of the phase][lane]
+    cdef real *at
     for i in range(c_end - c):
         for v in range(ceil_div(k_end - k, VL)):
             j = v * VL
@@ -1102,9 +1132,6 @@ cdef void sum_corner(Shape *s, Corners *z, real *src, real *dy, real *result, re
                 winograd_result(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, M + i * z.K + j, z.m_step, some, s.rw * VL, VL,
                                 NULL, 0, 0)
                 put_taps(s, f, some, at, tap)
-    if z.whole:
-        write_weights(result, 0, 1, z.ld, s.Fh * s.Fw, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, g, c, c_end, k, k_end)
-    end_task(before)
 
 
 cdef void put_taps(Shape *s, Py_ssize_t f, real *some, real *result, Py_ssize_t tap) noexcept nogil:
