@@ -306,7 +306,7 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
 
 @pytest.mark.parametrize(("pictures", "room"), [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4)])
 def test_large_depth_first_pictures_are_turned_over_a_few_groups_at_a_time(isa, monkeypatch, pictures, room):
-    """For dx, with room for so many of five groups of a picture: the last pictures or groups may be fewer. A bias has groups, too."""
+    """For dx, with room for so many of five groups of a picture; the last pictures or groups may be fewer. So may a bias be cut."""
     p = Problem("groups turned", pictures, 25, 24, 45, 35, S=2, P=1, groups=5)
     monkeypatch.setattr(costs, "TURNED", room * 4 * (25 * 24 * 9 + 13 * 12 * 7))
     assert costs.better_turned(costs.Problem("grad_x", pictures, 25, 24, 45, 35, p.window, 5, True, "float32"))
