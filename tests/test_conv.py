@@ -325,7 +325,8 @@ def test_large_depth_first_pictures_are_turned_over_a_few_groups_at_a_time(isa, 
 @pytest.mark.parametrize("pictures", [1, 2, 3])
 def test_depth_last_pictures_of_few_channels_are_turned_over(isa, monkeypatch, pictures, dtype):
     """For y and for dx, by ones, by twos with one left over, or all together; a single channel lies as it should already."""
-    monkeypatch.setattr(costs, "BEGINNING", 1000)  # it may not pay on every level
+    monkeypatch.setattr(costs, "BEGINNING", 1000)  # it may not pay on every level,
+    monkeypatch.setattr(costs, "TURNED_MARGIN", 0)  # on some of which depth-first pictures would be turned over instead
     for D1, K in ((2, 1), (1, 2), (2, 2)):
         p = Problem("few channels", 3, 40, 36, D1, K, (5, 4), P=(2, 1))
         monkeypatch.setattr(costs, "TURNED", pictures * np.dtype(dtype).itemsize * (40 * 36 * D1 + 40 * 35 * K))
@@ -379,16 +380,16 @@ def test_phases_of_depth_first_pictures_are_read_from_strips(isa, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("cols", "batch", "filters", "turned"), [(20, 1, 32, True), (20, 32, 32, True), (32, 1, 32, False), (20, 1, 16, False)]
+    ("cols", "batch", "channels", "turned"), [(20, 1, 8, True), (20, 32, 8, True), (32, 1, 8, False), (20, 1, 4, False)]
 )
-def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch, cols, batch, filters, turned):
-    """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; filters that fill one vector are not worth it."""
+def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch, cols, batch, channels, turned):
+    """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; to turn few channels over costs more than that."""
     kernel = _kernels.kernel("conv")
     monkeypatch.setattr(kernel, "VECTOR", 64)
     monkeypatch.setattr(kernel, "MR", 14)
     size = 4 * cols + 4
-    p = Problem("long rows", batch, size, size, 4, filters, 8, S=4)
-    assert costs.better_turned(costs.Problem("fwd", batch, size, size, 4, filters, p.window, 1, True, "float32")) is turned
+    p = Problem("long rows", batch, size, size, channels, 32, 8, S=4)
+    assert costs.better_turned(costs.Problem("fwd", batch, size, size, channels, 32, p.window, 1, True, "float32")) is turned
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ import numpy as np
 from fastconv import _kernels, runtime
 from fastconv.geometry import Pair, Window
 
-SHORT_ROW = 5  # pixels side by side in a depth-first picture that are too few to make panels of
+SHORT_ROW = 10  # pixels side by side of depth-first results that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
 MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
 COLUMNS = 4 * runtime.SECOND_CACHE  # bytes of im2col's columns at a time
@@ -24,7 +24,8 @@ TRANSFORM = {"data": 130, "filter": 100, "result": 110}
 SPILLED = 4 / 3
 PICKING = 2, 3  # filters of S=2 whose taps are picked for each phase, and turned over as well, for one with S=1
 TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
-TURNED_MARGIN = 0.95  # of a depth-first picture's cycles as it lies, below which it is turned over
+PASSES = 2  # that turning over costs, since what is turned has to be read once more
+TURNED_MARGIN = 0.9  # of a depth-first picture's cycles as it lies, below which it is turned over
 COPYING = 12, 6  # a row into a strip, and each of its vectors
 BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
@@ -178,19 +179,15 @@ def better_turned(p: Problem) -> bool:
         return True
     if not p.nchw or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
         return False
-    if p.direction != "grad_w" and _living(p) < MOSTLY_LIVING:
-        return True
-    if p.picture_bytes > TURNED * (p.groups if p.direction == "grad_x" else 1):  # of dx a few groups at a time
-        return False
     if p.direction == "grad_w":
-        return strided and w.size[1] <= 2 * SHORT_ROW and p.N * p.picture_bytes <= TURNED
+        return strided and w.size[1] <= SHORT_ROW and p.N * p.picture_bytes <= TURNED
     if p.direction == "grad_x" and strided:
-        return True
-    if p.direction == "grad_x":
-        return 2 <= p.W1 <= SHORT_ROW
-    if p.D1 == 1 or (strided and w.F[0] > w.S[0] and w.F[1] > w.S[1]):  # one plane need not be turned; pixels are met again
-        return w.size[1] <= 3 * SHORT_ROW or _long_rows_turned(p)
-    return (1 if strided else 2) <= w.size[1] <= SHORT_ROW
+        return p.picture_bytes <= TURNED * p.groups or _living(p) < MOSTLY_LIVING  # of large ones a few groups at a time
+    if p.picture_bytes > TURNED and _living(p) >= MOSTLY_LIVING:
+        return False
+    p = nominal(p)
+    turned = PASSES * _turning(p) + direct_cycles(p._replace(nchw=False, turned=True))
+    return turned < TURNED_MARGIN * _depth_first_cycles(p)
 
 
 def better_depth_first(p: Problem) -> bool:
@@ -203,14 +200,6 @@ def better_depth_first(p: Problem) -> bool:
     turned = _turning(first) + _depth_first_cycles(first)
     few = max(p.D1, p.K) <= VL and p.picture_bytes <= TURNED
     return few and turned < _depth_last_cycles(nominal(p)) + BEGINNING * pixels
-
-
-def _long_rows_turned(p: Problem) -> bool:
-    """Whether lanes past the ends of depth-first rows, and copies, cost more than it costs to turn them over, if there are filters
-    to fill more than a vector."""
-    VL, p = p.VL, nominal(p)
-    turned = _turning(p) + direct_cycles(p._replace(nchw=False, turned=True))
-    return p.window.size[1] >= VL < p.K // p.groups and turned < TURNED_MARGIN * _depth_first_cycles(p)
 
 
 def better_forward(p: Problem) -> bool:
