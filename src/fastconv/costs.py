@@ -12,7 +12,6 @@ import numpy as np
 from fastconv import _kernels, runtime
 from fastconv.geometry import Pair, Window
 
-SHORT_ROW = 10  # pixels side by side of depth-first results that are too few to make panels of
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
 MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
 COLUMNS = 4 * runtime.SECOND_CACHE  # bytes of im2col's columns at a time
@@ -163,25 +162,25 @@ def nominal(p: Problem) -> Problem:
 # ---------------------------------------------------------------- which way a direct convolution goes
 def _short_rows_of_groups(p: Problem) -> bool:
     """Whether rows of small groups are too short for panels of pixels, or would be scattered."""
-    channels, panel = p.D1 // p.groups, 2 * p.VL
+    channels, pixels = p.D1 // p.groups, p.window.size[1]
     if p.direction == "grad_x" and p.window.S != (1, 1):
         return p.picture_bytes <= TURNED
-    return p.window.size[1] <= (panel if channels < 8 else panel / 2) and (channels < 8 or p.direction != "grad_w")
+    if p.direction == "grad_w" and (channels >= 8 or (pixels > p.VL and p.N * p.picture_bytes > TURNED)):
+        return False  # it is turned over at once
+    return pixels <= (2 * p.VL if channels < 8 else p.VL)
 
 
 def better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
     by phases, panels of pixels from rows of a few, or products of padding. A single pixel need not be turned."""
-    w, strided = p.window, p.window.S != (1, 1)
+    w = p.window
     if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
         return True
     if p.nchw and p.few_a_group and _short_rows_of_groups(p):
         return True
-    if not p.nchw or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
+    if not p.nchw or p.direction == "grad_w" or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
         return False
-    if p.direction == "grad_w":
-        return strided and w.size[1] <= SHORT_ROW and p.N * p.picture_bytes <= TURNED
-    if p.direction == "grad_x" and strided:
+    if p.direction == "grad_x" and w.S != (1, 1):
         return p.picture_bytes <= TURNED * p.groups or _living(p) < MOSTLY_LIVING  # of large ones a few groups at a time
     if p.picture_bytes > TURNED and _living(p) >= MOSTLY_LIVING:
         return False

@@ -145,8 +145,7 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     """A problem by the kernels of a method for the other layout, a few pictures at a time, or a few groups of large ones; a weight
     gradient at once.
 
-    weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads or writes them
-    as they lie.
+    weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads them as they lie.
     """
     turn, itemsize, depth = _kernels.kernel("maps").turn, p.itemsize, p.D1 // p.groups
     (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
@@ -201,10 +200,9 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         dy = turned(dy, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads)
         x = turned(x, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads)
-        weights = memory.empty((taps, depth, p.K), p.dtype) if weights_too else dw
+        weights = memory.empty((taps, depth, p.K), p.dtype)
         jobs[p.N, p.groups].run(dy, x, None, weights, False, threads)
-        if weights_too:
-            turned_weights(weights, dw, threads, not p.nchw)
+        turned_weights(weights, dw, threads, not p.nchw)
 
     def workspace(threads: int) -> int:
         weights = taps * depth * p.K * itemsize if weights_too else 0
@@ -318,12 +316,12 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 def _exchanged(p: Problem) -> Job:
     job, F = _gradient_job(_weight_gradient(costs.exchange(p)), p), p.window.F
-    made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.filters_first else ((*F, p.K, p.D1), (*F, p.D1, p.K))
+    made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
         gradient = memory.empty(made, p.dtype)
         job.run(x, dy, None, gradient, False, threads)
-        turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.filters_first else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
+        turned = gradient.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if p.nchw else gradient.transpose(0, 1, 3, 2)[::-1, ::-1]
         dw.reshape(wanted)[...] = turned
 
     return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * p.itemsize)
@@ -336,7 +334,7 @@ def _weight_gradient(p: Problem) -> Any:
     (N, _, _, _, _, _, H2, W2), work = gather[0], p.flops // 4_000_000 // p.groups
     most = min(4 if weights > 1 << 16 else 8, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
     parts = 1 << max(1, most).bit_length() - 1
-    return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, p.filters_first, parts)
+    return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, parts)
 
 
 def _im2col(p: Problem) -> Job:

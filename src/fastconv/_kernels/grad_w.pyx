@@ -71,20 +71,19 @@ cdef class WeightGradient:
 
     Parameters
     ----------
-    sizes, grid, taps, window, filters_first : as for `Gather` in conv.pyx, with every tap of the window
-    nchw : depth-first pictures, else depth-last
+    sizes, grid, taps, window : as for `Gather` in conv.pyx, with every tap of the window
+    nchw : depth-first pictures, and weights (K, C, F, F), else depth-last
     parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
         the result does not depend on the threads
     """
     cdef Shape s
     cdef cnp.ndarray taps
-    cdef bint nchw, filters_first
+    cdef bint nchw
     cdef Py_ssize_t parts
 
-    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, bint filters_first,
-                 Py_ssize_t parts):
+    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, Py_ssize_t parts):
         self.s = make_shape(sizes, grid, taps, window)
-        self.taps, self.nchw, self.filters_first, self.parts = taps, nchw, filters_first, parts
+        self.taps, self.nchw, self.parts = taps, nchw, parts
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
@@ -132,19 +131,19 @@ cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int 
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space + threadid() * scratch)
             for i in prange(sums, num_threads=threads, schedule="static"):
-                sums_task(s, &z, total, dw, self.filters_first, parts, i)
+                sums_task(s, &z, total, dw, nchw, parts, i)
         else:  # a region of one thread costs as much as the work of a small call
             for i in range(tasks):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space)
             for i in range(sums):
-                sums_task(s, &z, total, dw, self.filters_first, parts, i)
+                sums_task(s, &z, total, dw, nchw, parts, i)
 
 
-cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint filters_first, Py_ssize_t parts,
+cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint nchw, Py_ssize_t parts,
                     Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
     cdef Py_ssize_t blocks = ceil_div(s.C, lanes(dw)), g = i // blocks, c = i % blocks * lanes(dw), size = s.T * s.C * z.ld
-    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, filters_first, g, c,
+    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, c,
                   least(s.C, c + lanes(dw)), 0, s.K)
 
 
@@ -177,7 +176,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
-    z.direct, z.whole, z.stream = parts == 1 and not self.filters_first, parts == 1 and self.filters_first, False
+    z.direct, z.whole, z.stream = parts == 1 and not nchw, parts == 1 and nchw, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
