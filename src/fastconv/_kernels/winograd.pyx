@@ -410,7 +410,7 @@ cdef void next_rectangle(Walk *k, real *at) noexcept nogil:
     cdef Shape *s = k.s
     cdef Rectangle a = rectangle(s, k.q, k.q_end)
     cdef Picture p = picture(s, k.batch, a.n)
-    cdef Py_ssize_t h = a.h + p.top, w = a.w + p.left, rows, cols
+    cdef Py_ssize_t h = a.h + p.top, w = a.w + p.left, rows, cols, before
     rows = most(0, least(p.H, h + a.rows * s.mh + s.nh - s.mh) - most(0, h))
     cols = most(0, least(p.W, w + a.cols * s.mw + s.nw - s.mw) - most(0, w))
     k.q += a.rows * a.cols
@@ -422,6 +422,9 @@ cdef void next_rectangle(Walk *k, real *at) noexcept nogil:
     else:
         k.runs, k.inner, k.bytes, k.down, k.along = rows * cols, cols, k.c_end - k.c, p.row, p.col
     k.bytes, k.down, k.along = k.bytes * sizeof(real), k.down * sizeof(real), k.along * sizeof(real)
+    if not p.nchw and p.col > k.c_end - k.c:  # a pixel's channels seldom begin with a line
+        before = <size_t> k.first % CACHE_LINE
+        k.first, k.bytes = k.first - before, k.bytes + before
 
 
 cdef inline void walk(Walk *k, real *at) noexcept nogil:
@@ -431,7 +434,6 @@ cdef inline void walk(Walk *k, real *at) noexcept nogil:
             if k.run < k.runs:
                 k.at = k.first + k.run // k.inner * k.down + k.run % k.inner * k.along
                 k.end, k.run = k.at + k.bytes, k.run + 1
-                k.at -= <size_t> k.at % CACHE_LINE  # a stretch seldom begins with a line
             elif k.q < k.q_end:
                 next_rectangle(k, at)
             else:
