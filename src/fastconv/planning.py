@@ -130,87 +130,100 @@ def _depthwise(p: Problem) -> Job:
     return Job(run, lambda threads: 0)
 
 
-def _turned_at_once(p: Problem, weights_too: bool) -> Pair:
-    """Pictures, and groups of them, that are turned over at a time."""
-    if p.direction == "grad_w":
-        return p.N, p.groups
-    group, room = max(1, p.picture_bytes // p.groups), costs.TURNED
-    if weights_too or p.picture_bytes <= room:
-        return max(1, min(p.N, room // (group * p.groups))), p.groups
-    pictures = max(1, min(p.N, room // group))
-    return pictures, max(1, min(p.groups, room // (group * pictures)))
+def _turn_pictures(a: Any, n: int, pixels: int, depth: int, out: Any, threads: int, nchw: bool) -> Any:
+    """n pictures of so many pixels that lie depth first, or last, the other way round: `out`, or `a` where that is the same."""
+    if pixels == 1 or depth == 1:
+        return a
+    rows, cols = (depth, pixels) if nchw else (pixels, depth)
+    _kernels.kernel("maps").turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
+    return out
+
+
+def _turn_weights(p: Problem, w: Any, out: Any, threads: int, nchw: bool) -> Any:
+    """Those of depth-first problems, or of depth-last ones, the other way round."""
+    depth, taps = p.D1 // p.groups, math.prod(p.window.F)
+    rows, cols = (p.K, taps) if nchw else (taps, p.K)
+    strides = (taps, depth * taps), (p.K, depth * p.K)
+    (batch, row), (batch_out, row_out) = strides if nchw else strides[::-1]
+    _kernels.kernel("maps").turn(w, out, depth, rows, cols, batch, row, batch_out, row_out, threads)
+    return out
+
+
+def _pixels_and_depths(p: Problem) -> tuple[Pair, Pair]:
+    """Of the pictures that a direction reads first, and of those that it writes, or reads as well."""
+    x, y = (p.H1 * p.W1, p.D1), (math.prod(p.window.size), p.K)
+    return (x, y) if p.direction == "fwd" else (y, x)
 
 
 def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Job:
-    """A problem by the kernels of a method for the other layout, a few pictures at a time, or a few groups of large ones; a weight
-    gradient at once.
+    """A problem by the kernels of a method for the other layout, a few pictures at a time.
 
-    weights_too: the weights, or their gradient, are turned over as well; else the method, a depth-last one, reads them as they lie.
+    weights_too: the weights are turned over as well; else the method, a depth-last one, reads them as they lie.
     """
-    turn, itemsize, depth = _kernels.kernel("maps").turn, p.itemsize, p.D1 // p.groups
-    (H2, W2), taps = p.window.size, p.window.F[0] * p.window.F[1]
-    sizes = (p.H1 * p.W1, p.D1), (H2 * W2, p.K)
-    (pixels, source), (places, result) = sizes if p.direction == "fwd" else sizes[::-1]
-    pictures, groups = _turned_at_once(p, weights_too)
-    jobs = {}
-    for n, g in itertools.product({pictures, p.N % max(1, pictures)}, {groups, p.groups % groups or groups}):
-        D1, K = g * depth, p.K // p.groups * g
-        jobs[n, g] = make(p._replace(N=n, D1=D1, K=K, groups=g, nchw=not p.nchw, turned=not weights_too))
-
-    def turned(a: Any, n: int, size: int, depth: int, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
-        """n pictures of so many pixels that lie depth first, or last, the other way round."""
-        if size == 1 or depth == 1:
-            return a
-        rows, cols = (depth, size) if nchw else (size, depth)
-        turn(a, out, n, rows, cols, rows * cols, cols, rows * cols, rows, threads)
-        return out
-
-    def turned_weights(w: Any, out: Any, threads: int, nchw: bool = p.nchw) -> Any:
-        rows, cols = (p.K, taps) if nchw else (taps, p.K)
-        strides = (taps, depth * taps), (p.K, depth * p.K)
-        (batch, row), (batch_out, row_out) = strides if nchw else strides[::-1]
-        turn(w, out, depth, rows, cols, batch, row, batch_out, row_out, threads)
-        return out
+    if p.direction == "grad_w":
+        return _turned_gradient(p, make)
+    if p.groups > 1 and p.picture_bytes > costs.TURNED and not weights_too:
+        return _turned_by_groups(p, make)
+    (pixels, source), (places, result) = _pixels_and_depths(p)
+    chunk = max(1, min(p.N, costs.TURNED // max(1, p.picture_bytes)))
+    jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         if weights_too:
-            w = turned_weights(w, memory.empty(w.shape, p.dtype), threads)
-        given, made = memory.empty((pictures, pixels, source), p.dtype), memory.empty((pictures, places, result), p.dtype)
-        for first in range(0, p.N, pictures):
-            n = min(pictures, p.N - first)
+            w = _turn_weights(p, w, memory.empty(w.shape, p.dtype), threads, p.nchw)
+        given, made = memory.empty((chunk, pixels, source), p.dtype), memory.empty((chunk, places, result), p.dtype)
+        for first in range(0, p.N, chunk):
+            n = min(chunk, p.N - first)
             theirs = dst[first : first + n]
             ours = theirs if places == 1 or result == 1 else made[:n]
-            source_turned = turned(src[first : first + n], n, pixels, source, given[:n], threads)
-            jobs[n, groups].run(source_turned, w, bias, ours, relu, threads)
-            turned(ours, n, places, result, theirs, threads, not p.nchw)
+            a = _turn_pictures(src[first : first + n], n, pixels, source, given[:n], threads, p.nchw)
+            jobs[n].run(a, w, bias, ours, relu, threads)
+            _turn_pictures(ours, n, places, result, theirs, threads, not p.nchw)
 
-    def run_groups(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
-        read, made, filters = source // p.groups, result // p.groups, p.K // p.groups
+    weights = math.prod(p.window.F) * p.D1 // p.groups * p.K * p.itemsize if weights_too else 0
+    return Job(run, lambda threads: chunk * p.picture_bytes + weights + jobs[chunk].workspace(threads))
+
+
+def _turned_by_groups(p: Problem, make: Callable[[Problem], Job]) -> Job:
+    """Of depth-first pictures that are too large to be turned over whole, a few groups at a time, of as many pictures as may be."""
+    turn, (pixels, source), (places, result) = _kernels.kernel("maps").turn, *_pixels_and_depths(p)
+    read, made, depth, filters = (n // p.groups for n in (source, result, p.D1, p.K))
+    group_bytes = p.picture_bytes // p.groups
+    pictures = max(1, min(p.N, costs.TURNED // group_bytes))
+    groups = max(1, min(p.groups, costs.TURNED // (group_bytes * pictures)))
+    jobs = {}
+    for n, m in itertools.product({pictures, p.N % pictures}, {groups, p.groups % groups or groups}):
+        jobs[n, m] = make(p._replace(N=n, D1=m * depth, K=m * filters, groups=m, nchw=False, turned=True))
+
+    def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
         space = memory.empty((pictures * groups * (pixels * read + places * made),), p.dtype)
         for first, g in itertools.product(range(0, p.N, pictures), range(0, p.groups, groups)):
-            n, some = min(pictures, p.N - first), min(groups, p.groups - g)
-            given, size = space[: n * pixels * some * read], pixels * some * read
-            ours = space[given.size : given.size + n * places * some * made]
-            turn(src[first:, g * read], given, n, some * read, pixels, source * pixels, pixels, size, some * read, threads)
-            theirs = None if bias is None else bias[g * made : (g + some) * made]
-            jobs[n, some].run(given, w[g * filters : (g + some) * filters], theirs, ours, relu, threads)
-            turn(ours, dst[first:, g * made], n, places, some * made, places * some * made, some * made, result * places, places,
-                 threads)
+            n, end = min(pictures, p.N - first), min(g + groups, p.groups)
+            depth_in, depth_out = (end - g) * read, (end - g) * made
+            a = space[: n * pixels * depth_in]
+            out = space[a.size : a.size + n * places * depth_out]
+            turn(src[first:, g * read], a, n, depth_in, pixels, source * pixels, pixels, depth_in * pixels, depth_in, threads)
+            some_bias = None if bias is None else bias[g * made : end * made]
+            jobs[n, end - g].run(a, w[g * filters : end * filters], some_bias, out, relu, threads)
+            turn(out, dst[first:, g * made], n, places, depth_out, depth_out * places, depth_out, result * places, places, threads)
 
-    def run_gradient(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        dy = turned(dy, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads)
-        x = turned(x, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads)
-        weights = memory.empty((taps, depth, p.K), p.dtype)
-        jobs[p.N, p.groups].run(dy, x, None, weights, False, threads)
-        turned_weights(weights, dw, threads, not p.nchw)
+    return Job(run, lambda threads: pictures * groups * group_bytes + jobs[pictures, groups].workspace(threads))
 
-    def workspace(threads: int) -> int:
-        weights = taps * depth * p.K * itemsize if weights_too else 0
-        return pictures * p.picture_bytes // p.groups * groups + weights + jobs[pictures, groups].workspace(threads)
 
-    if p.direction == "grad_w":
-        return Job(run_gradient, workspace)
-    return Job(run if groups == p.groups else run_groups, workspace)
+def _turned_gradient(p: Problem, make: Callable[[Problem], Job]) -> Job:
+    """A weight gradient, its pictures turned over at once, and what it gives turned back."""
+    job = make(p._replace(nchw=not p.nchw))
+    (places, result), (pixels, source) = _pixels_and_depths(p)
+    weights = math.prod(p.window.F), p.D1 // p.groups, p.K
+
+    def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
+        dy = _turn_pictures(dy, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads, p.nchw)
+        x = _turn_pictures(x, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads, p.nchw)
+        made = memory.empty(weights, p.dtype)
+        job.run(dy, x, None, made, False, threads)
+        _turn_weights(p, made, dw, threads, not p.nchw)
+
+    return Job(run, lambda threads: p.N * p.picture_bytes + math.prod(weights) * p.itemsize + job.workspace(threads))
 
 
 def _dense(p: Problem) -> Job:
