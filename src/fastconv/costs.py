@@ -13,7 +13,7 @@ from fastconv import _kernels, runtime
 from fastconv.geometry import Pair, Window
 
 SMALL_PICTURE = 1 << 16  # operations for which nothing is turned over
-MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size are turned over
+MOSTLY_LIVING = 0.75  # of products; where more are padding, depth-first pictures of any size may be turned over
 COLUMNS = 4 * runtime.SECOND_CACHE  # bytes of im2col's columns at a time
 TURNED = 4 * runtime.SECOND_CACHE  # bytes of depth-first pictures, and of their results, that are turned over at a time
 
@@ -166,7 +166,7 @@ def _short_rows_of_groups(p: Problem) -> bool:
     if p.direction == "grad_x" and p.window.S != (1, 1):
         return p.picture_bytes <= TURNED
     if p.direction == "grad_w" and (channels >= 8 or (pixels > p.VL and p.N * p.picture_bytes > TURNED)):
-        return False  # it is turned over at once
+        return False  # few lanes to win, or all pictures of the batch to turn over at once
     return pixels <= (2 * p.VL if channels < 8 else p.VL)
 
 

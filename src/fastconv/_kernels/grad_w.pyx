@@ -34,7 +34,7 @@ cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
-    STRETCH = 1 << 10      # bytes of a depth-last pixel that are worth the way to it
+    STRETCH = 1 << 10     # bytes of a depth-last pixel that are worth the way to it
     DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
     ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
     TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
