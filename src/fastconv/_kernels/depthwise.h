@@ -48,17 +48,28 @@
 #define DW_WIDEST 7
 #define DW_ROWS 4 /* rows of a plane that are made at a time */
 #define DW_GRAD_ROWS 2 /* rows of dy that are read at a time */
-#define DW_KINDS 7
+#define DW_KINDS 8
+/* Square windows, and steps, under which planes are taken as they lie: with 16 registers only the most common one pays. */
+#if VECTOR_BYTES == 64
+#define DW_EACH_PLANE(X) X(2, 1) X(3, 1) X(3, 2) X(4, 1) X(4, 2) X(5, 1) X(5, 2)
+#else
+#define DW_EACH_PLANE(X) X(3, 1) X(3, 2)
+#endif
+static inline int dw_plane_made(ptrdiff_t F, ptrdiff_t step) {
+#define DW_PLANE_MADE(f, s) || (F == f && step == s)
+    return 0 DW_EACH_PLANE(DW_PLANE_MADE);
+#undef DW_PLANE_MADE
+}
 
 /* The run that suits `width` neighbouring taps at this step; 0 if none does but that of single taps. */
 static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
     if (VECTOR_BYTES == 16 && width > 3) return 0; /* old processors, with few registers: not worth their bytes */
-    if (step == 2) return width == 3 ? 5 : width == 5 ? 6 : 0;
+    if (step == 2) return width == 3 ? 6 : width == 5 ? 7 : 0;
     if (step != 1) return 0;
-    return width == 2 ? 1 : width == 3 ? 2 : width == 5 ? 3 : width == 7 ? 4 : 0;
+    return width == 7 ? 5 : width == 1 || width > 5 ? 0 : (int)width - 1;
 }
 /* Whether it is made for groups of channels, too. */
-static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind == 5; }
+static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind == 6; }
 
 #define REAL float
 #define SUFFIX _f32
@@ -268,7 +279,7 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
 #define DW_DEFINE_8(m) DW_DEFINE_GROUPS(8, m)
 #define DW_DEFINE_ALL(m) \
     DW_DEFINE(1, 1, 1, m) DW_DEFINE(1, 2, 1, m) DW_DEFINE(1, 3, 1, m) DW_DEFINE(1, 3, 2, m)
-#define DW_DEFINE_WIDE(m) DW_DEFINE(1, 5, 1, m) DW_DEFINE(1, 7, 1, m) DW_DEFINE(1, 5, 2, m)
+#define DW_DEFINE_WIDE(m) DW_DEFINE(1, 4, 1, m) DW_DEFINE(1, 5, 1, m) DW_DEFINE(1, 7, 1, m) DW_DEFINE(1, 5, 2, m)
 DW_EACH(DW_DEFINE_ALL)
 #if VECTOR_BYTES > 16
 DW_EACH(DW_DEFINE_WIDE)
@@ -302,10 +313,10 @@ typedef void (*CAT(dw_function))(DW_ARGUMENTS);
     {0, CAT(name##_##kind##_1), CAT(name##_##kind##_2), CAT(name##_##kind##_3), CAT(name##_##kind##_4)}
 #endif
 #define DW_LIST_OF_GROUPS(name, q) \
-    {DW_SHORT_LIST(name, q##_1_1), {0}, DW_SHORT_LIST(name, q##_3_1), {0}, {0}, DW_SHORT_LIST(name, q##_3_2)}
+    {DW_SHORT_LIST(name, q##_1_1), {0}, DW_SHORT_LIST(name, q##_3_1), {0}, {0}, {0}, DW_SHORT_LIST(name, q##_3_2)}
 #define DW_LISTS(name) \
-    {{DW_LIST(name, 1_1_1), DW_LIST(name, 1_2_1), DW_LIST(name, 1_3_1), DW_LIST_WIDE(name, 1_5_1), DW_LIST_WIDE(name, 1_7_1), \
-      DW_LIST(name, 1_3_2), DW_LIST_WIDE(name, 1_5_2)}, \
+    {{DW_LIST(name, 1_1_1), DW_LIST(name, 1_2_1), DW_LIST(name, 1_3_1), DW_LIST_WIDE(name, 1_4_1), DW_LIST_WIDE(name, 1_5_1), \
+      DW_LIST_WIDE(name, 1_7_1), DW_LIST(name, 1_3_2), DW_LIST_WIDE(name, 1_5_2)}, \
      DW_LIST_OF_GROUPS(name, 2), \
      DW_LIST_4(name), DW_LIST_8(name)}
 static const CAT(dw_function) CAT(dw_rows)[2][4][DW_KINDS][DW_MOST + 1] = {DW_LISTS(dw_row), DW_LISTS(dw_grad_row)};
@@ -352,9 +363,10 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
 
 /* ------------------------------------------------------------------------------------------------- planes as they lie
  *
- * A 3x3 window over one plane, vectors along its rows, a few rows of results at a time. Numbers outside a row are not read but
- * taken for zero. Narrow planes are gone through column by column, wide ones row by row, as they come from memory; what is met
- * two bands of rows further on, be it in the next plane, is fetched meanwhile. */
+ * An FxF window over one plane, vectors along its rows, a few rows of results at a time. Numbers outside a row are not read but
+ * taken for zero. Narrow planes are gone through column by column, and so are all under large windows, for the masks of one column
+ * stay in registers; other wide ones row by row, as they come from memory. What is met two bands of rows further on, be it in the
+ * next plane, is fetched meanwhile. */
 #if defined(__AVX512F__)
 typedef __mmask16 CAT(dw_lanes);
 INLINE CAT(dw_lanes) CAT(dw_between)(ptrdiff_t lo, ptrdiff_t hi) {
@@ -389,31 +401,27 @@ INLINE CAT(dw_lanes) CAT(dw_inside)(ptrdiff_t first, ptrdiff_t n, ptrdiff_t most
     return CAT(dw_between)(lo < hi ? lo : hi, hi);
 }
 
-/* What the three taps of a window row meet: v[j][lane] = row[first + lane * step + j], for steps of 1 and 2. */
-typedef struct { CAT(dw_lanes) lanes[4]; ptrdiff_t first; } CAT(dw_columns);
-INLINE CAT(dw_columns) CAT(dw_columns_at)(const int step, ptrdiff_t first, ptrdiff_t n, ptrdiff_t most) {
+/* What the F taps of a window row meet: v[j][lane] = row[first + lane * step + j], for steps of 1 and 2. Of a step of 2 two taps
+ * share what is read: `most` lanes of the first and, where there is a second, as many of it. */
+typedef struct { CAT(dw_lanes) lanes[DW_WIDEST + 1]; ptrdiff_t first; } CAT(dw_columns);
+INLINE CAT(dw_columns) CAT(dw_columns_at)(const int F, const int step, ptrdiff_t first, ptrdiff_t n, ptrdiff_t most) {
     CAT(dw_columns) c;
     c.first = first;
-    if (step == 1) {
-        for (int j = 0; j < 3; j++) c.lanes[j] = CAT(dw_inside)(first + j, n, most);
-        c.lanes[3] = c.lanes[2];
-    } else {
-        for (int j = 0; j < 2; j++) {
-            c.lanes[2 * j] = CAT(dw_inside)(first + 2 * j, n, 2 * most - (j ? 1 : 0));
-            c.lanes[2 * j + 1] = CAT(dw_inside)(first + 2 * j + VL, n, 2 * most - (j ? 1 : 0) - VL);
-        }
+    for (int j = 0; j < F; j += step) {
+        const ptrdiff_t some = step * most - (step == 2 && j + 1 == F ? 1 : 0);
+        for (int k = 0; k < step; k++) c.lanes[j + k] = CAT(dw_inside)(first + j + k * VL, n, some - k * VL);
     }
     return c;
 }
-INLINE void CAT(dw_meet)(const int step, const REAL *row, const CAT(dw_columns) *c, VEC *v) {
+INLINE void CAT(dw_meet)(const int F, const int step, const REAL *row, const CAT(dw_columns) *c, VEC *v) {
     const REAL *p = row + c->first;
-    if (step == 1) {
-        UNROLL for (int j = 0; j < 3; j++) v[j] = CAT(dw_load_lanes)(p + j, c->lanes[j]);
-    } else {
-        const VEC a = CAT(dw_load_lanes)(p, c->lanes[0]), b = CAT(dw_load_lanes)(p + VL, c->lanes[1]);
-        v[0] = DW_EVEN(a, b);
-        v[1] = DW_ODD(a, b);
-        v[2] = DW_EVEN(CAT(dw_load_lanes)(p + 2, c->lanes[2]), CAT(dw_load_lanes)(p + 2 + VL, c->lanes[3]));
+    UNROLL for (int j = 0; j < F; j += step) {
+        const VEC a = CAT(dw_load_lanes)(p + j, c->lanes[j]);
+        v[j] = a;
+        if (step == 1) continue;
+        const VEC b = CAT(dw_load_lanes)(p + j + VL, c->lanes[j + 1]);
+        v[j] = DW_EVEN(a, b);
+        if (j + 1 < F) v[j + 1] = DW_ODD(a, b);
     }
 }
 
@@ -421,52 +429,69 @@ INLINE void CAT(dw_fetch)(const REAL *p, ptrdiff_t pitch, const int rows, const 
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) prefetch_low(p + i * pitch + v * VL);
 }
 
-/* A vector of DW_ROWS rows from (begin, o) on of what dw_plane does. */
-INLINE void CAT(dw_plane_block)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, const VEC *wt,
-                                const CAT(dw_columns) *columns, REAL *y, ptrdiff_t width, ptrdiff_t begin, ptrdiff_t r_end,
-                                ptrdiff_t o, VEC start, int relu) {
+/* A vector of DW_ROWS rows, or those before r_end, from (begin, o) on of what dw_plane does. Up to 3x3 weights lie in registers,
+ * `wt`, and it is cheaper to make rows that are not wanted than to ask; else weights are numbers in memory. */
+INLINE void CAT(dw_plane_block)(const int F, const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, const VEC *wt,
+                                const REAL *w, const CAT(dw_columns) *columns, REAL *y, ptrdiff_t width, ptrdiff_t begin,
+                                ptrdiff_t r_end, ptrdiff_t o, VEC start, int relu) {
     VEC acc[DW_ROWS];
     CAT(dw_fetch)(x + (begin + 2 * DW_ROWS) * step * W + o * step, W, DW_ROWS * step, step);
     UNROLL for (int m = 0; m < DW_ROWS; m++) acc[m] = start;
-    UNROLL for (int i = 0; i < (DW_ROWS - 1) * step + 3; i++) {
+    UNROLL for (int i = 0; i < (DW_ROWS - 1) * step + F; i++) {
         const ptrdiff_t row = begin * step + i - top;
         if (row < 0 || row >= H) continue;
-        VEC v[3];
-        CAT(dw_meet)(step, x + row * W, columns, v);
+        VEC v[DW_WIDEST];
+        CAT(dw_meet)(F, step, x + row * W, columns, v);
         UNROLL for (int m = 0; m < DW_ROWS; m++)
-            if (i >= m * step && i - m * step < 3)
-                UNROLL for (int j = 0; j < 3; j++) acc[m] = CAT(fma)(wt[(i - m * step) * 3 + j], v[j], acc[m]);
+            if (i >= m * step && i - m * step < F && (F <= 3 || m == 0 || begin + m < r_end))
+                UNROLL for (int j = 0; j < F; j++)
+                    acc[m] = CAT(fma)(F <= 3 ? wt[(i - m * step) * F + j] : CAT(splat)(w[(i - m * step) * F + j]), v[j], acc[m]);
     }
     UNROLL for (int m = 0; m < DW_ROWS; m++)
         if (begin + m < r_end) CAT(dw_store)(y + (begin + m) * width + o, relu ? CAT(relu)(acc[m]) : acc[m], width - o);
 }
 
-/* Rows r to r_end of y[r][o] = bias + sum of w[(i * 3 + j) * w_step] * x[r * step + i - top][o * step + j - left]. */
-INLINE void CAT(dw_plane_body)(const int step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
-                               const REAL *w, ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end,
-                               const REAL *bias, int relu) {
+/* Rows r to r_end of y[r][o] = bias + sum of w[(i * F + j) * w_step] * x[r * step + i - top][o * step + j - left]. */
+#define DW_PLANE_ARGUMENTS const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w, ptrdiff_t w_step, \
+                           REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu
+INLINE void CAT(dw_plane_body)(const int F, const int step, DW_PLANE_ARGUMENTS) {
     const VEC start = CAT(splat)(bias ? *bias : 0);
     CAT(dw_columns) columns[DW_MOST];
     VEC wt[9];
-    UNROLL for (int i = 0; i < 9; i++) wt[i] = CAT(splat)(w[i * w_step]);
-    for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
-        const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, VL);
-        for (ptrdiff_t begin = r; begin < r_end; begin += DW_ROWS)
-            CAT(dw_plane_block)(step, x, H, W, top, wt, &one, y, width, begin, r_end, o, start, relu);
+    REAL in_order[DW_WIDEST * DW_WIDEST];
+    UNROLL for (int i = 0; i < F * F; i++) {
+        if (F <= 3) wt[i] = CAT(splat)(w[i * w_step]);
+        else in_order[i] = w[i * w_step];
     }
-    for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
+    const int by_columns = F > 3 || width <= 2 * VL;
+    for (ptrdiff_t o = 0; by_columns && o < width; o += VL) {
+        const CAT(dw_columns) one = CAT(dw_columns_at)(F, step, o * step - left, W, VL);
+        for (ptrdiff_t begin = r; begin < r_end; begin += DW_ROWS)
+            CAT(dw_plane_block)(F, step, x, H, W, top, wt, in_order, &one, y, width, begin, r_end, o, start, relu);
+    }
+    for (ptrdiff_t at = 0; !by_columns && at < width; at += DW_MOST * VL) {
         const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
-        for (ptrdiff_t o = at; o < end; o += VL) columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, VL);
+        for (ptrdiff_t o = at; o < end; o += VL) columns[(o - at) / VL] = CAT(dw_columns_at)(F, step, o * step - left, W, VL);
         for (ptrdiff_t begin = r; begin < r_end; begin += DW_ROWS)
             for (ptrdiff_t o = at; o < end; o += VL)
-                CAT(dw_plane_block)(step, x, H, W, top, wt, &columns[(o - at) / VL], y, width, begin, r_end, o, start, relu);
+                CAT(dw_plane_block)(F, step, x, H, W, top, wt, in_order, &columns[(o - at) / VL], y, width, begin, r_end, o, start,
+                                    relu);
     }
 }
-static void CAT(dw_plane)(ptrdiff_t step, const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w,
-                          ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu) {
-    if (step == 1) CAT(dw_plane_body)(1, x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu);
-    else CAT(dw_plane_body)(2, x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu);
+#define DW_DEFINE_PLANE(F, step) \
+    static void CAT(dw_plane_##F##_##step)(DW_PLANE_ARGUMENTS) { \
+        CAT(dw_plane_body)(F, step, x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu); \
+    }
+DW_EACH_PLANE(DW_DEFINE_PLANE)
+typedef void (*CAT(dw_plane_function))(DW_PLANE_ARGUMENTS);
+#define DW_LIST_PLANE(F, step) [F][step] = CAT(dw_plane_##F##_##step),
+static const CAT(dw_plane_function) CAT(dw_planes)[DW_WIDEST + 1][3] = {DW_EACH_PLANE(DW_LIST_PLANE)};
+static void CAT(dw_plane)(ptrdiff_t F, ptrdiff_t step, DW_PLANE_ARGUMENTS) {
+    CAT(dw_planes)[F][step](x, H, W, top, left, w, w_step, y, width, r, r_end, bias, relu);
 }
+#undef DW_PLANE_ARGUMENTS
+#undef DW_DEFINE_PLANE
+#undef DW_LIST_PLANE
 
 /* Rows r to r_end of the gradient by the picture for steps of 2, from dy of H x W: dx[r][2q + b] = sum over the taps that
  * meet it, (r + top - i) and (b + left - j) even, of w[i][j] * dy[(r + top - i) / 2][q + (b + left - j) / 2]. Of a row of dy
@@ -533,7 +558,7 @@ INLINE void CAT(dw_plane_grad_block)(const int step, const REAL *x, ptrdiff_t H,
         const ptrdiff_t row = begin * step + i - top;
         if (row < 0 || row >= H) continue;
         VEC v[3];
-        CAT(dw_meet)(step, x + row * W, columns, v);
+        CAT(dw_meet)(3, step, x + row * W, columns, v);
         UNROLL for (int m = 0; m < DW_GRAD_ROWS; m++)
             if (i >= m * step && i - m * step < 3 && (m == 0 || begin + m < height))
                 UNROLL for (int j = 0; j < 3; j++)
@@ -549,14 +574,14 @@ INLINE void CAT(dw_plane_grad_body)(const int step, const REAL *x, ptrdiff_t H, 
     UNROLL for (int t = 0; t < 9; t++) acc[t] = CAT(splat)(0);
     /* no lanes past dy's last column: zero times what is there need not be zero */
     for (ptrdiff_t o = 0; width <= 2 * VL && o < width; o += VL) {
-        const CAT(dw_columns) one = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
+        const CAT(dw_columns) one = CAT(dw_columns_at)(3, step, o * step - left, W, width - o < VL ? width - o : VL);
         for (ptrdiff_t begin = 0; begin < height; begin += DW_GRAD_ROWS)
             CAT(dw_plane_grad_block)(step, x, H, W, top, &one, dy, height, width, begin, o, acc);
     }
     for (ptrdiff_t at = 0; width > 2 * VL && at < width; at += DW_MOST * VL) {
         const ptrdiff_t end = width < at + DW_MOST * VL ? width : at + DW_MOST * VL;
         for (ptrdiff_t o = at; o < end; o += VL)
-            columns[(o - at) / VL] = CAT(dw_columns_at)(step, o * step - left, W, width - o < VL ? width - o : VL);
+            columns[(o - at) / VL] = CAT(dw_columns_at)(3, step, o * step - left, W, width - o < VL ? width - o : VL);
         for (ptrdiff_t begin = 0; begin < height; begin += DW_GRAD_ROWS)
             for (ptrdiff_t o = at; o < end; o += VL)
                 CAT(dw_plane_grad_block)(step, x, H, W, top, &columns[(o - at) / VL], dy, height, width, begin, o, acc);

@@ -4,7 +4,7 @@ Depth last, groups of 2, 4 or 8 channels with as many filters are done likewise,
 weights are q sets, of which set r has for filter k of a group what it makes of channel (k + r) % q.
 
 NHWC works on the picture as it lies, vectors over channels, row by row; pixels a power of two apart, which no first-level
-cache holds together, are copied first. NCHW with the common 3x3 window works on each plane as it lies, vectors along the rows.
+cache holds together, are copied first. NCHW with a common square window works on each plane as it lies, vectors along the rows.
 Planes so small that vectors would be half empty are turned over, some channels at a time, and those of other windows; large ones
 of these are staged, padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride
 deals the plane out to stride x stride smaller ones.
@@ -32,6 +32,7 @@ cdef extern from "depthwise.h" nogil:
         DW_GRAD_ROWS
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     int dw_grouped(int kind)
+    int dw_plane_made(Py_ssize_t F, Py_ssize_t step)
     void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
                     Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, float *y, Py_ssize_t y_step,
                     const float *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
@@ -42,9 +43,10 @@ cdef extern from "depthwise.h" nogil:
                     Py_ssize_t y_ahead)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
-    void dw_plane_f32(Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w,
-                      Py_ssize_t w_step, float *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, const float *bias, int relu)
-    void dw_plane_f64(Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
+    void dw_plane_f32(Py_ssize_t F, Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
+                      const float *w, Py_ssize_t w_step, float *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end,
+                      const float *bias, int relu)
+    void dw_plane_f64(Py_ssize_t F, Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
                       const double *w, Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end,
                       const double *bias, int relu)
     void dw_plane_back_f32(const float *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w, float *dx,
@@ -73,7 +75,7 @@ cdef enum:
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 19  # of small planes that are turned over together, read and written: half a second-level cache
     BACK_ROWS = 16         # of dx that are made side by side, where some cache keeps it
-    TURNING = 55           # percent of the places made that planes must fill, for turning them over not to cost less
+    TURNING = 7            # products that turning a place over costs, there and back
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
 ctypedef const float *cfloat
@@ -524,15 +526,18 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     return 0
 
 
-# ----------------------------------------------------------------------------------------------- NCHW, 3x3 windows
+# ----------------------------------------------------------------------------------------- NCHW, common windows
 #
-# The common window works on the planes as they lie, along their rows.
+# They work on the planes as they lie, along their rows.
 
-cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t rows, Py_ssize_t channels, Py_ssize_t itemsize) noexcept:
-    """Whether the planes are taken so, `rows` at a time: 3x3 windows at steps of 1 or 2, where what is lost past the ends of rows
-    and planes costs less than to turn them over, `channels` at a time (0: that cannot be had)."""
-    cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize
-    if m > 1 or h.F != 3 or v.F != 3 or h.dilation > 1 or v.dilation > 1 or h.S != v.S or h.S > 2:
+cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, bint grad, Py_ssize_t channels, Py_ssize_t itemsize) noexcept:
+    """Whether planes are taken so: where what is lost past the ends of their rows, and of the last rows, costs less than to turn
+    them over, `channels` at a time (0: that cannot be had). grad: for the gradient by the weights."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize, rows = DW_GRAD_ROWS if grad else DW_ROWS if h.F <= 3 else 1
+    cdef Py_ssize_t products = h.F * v.F, loads = 5  # of 2x2 windows, across cache lines: they cost more than the products
+    if m > 1 or h.F != v.F or h.S != v.S or h.dilation > 1 or v.dilation > 1 or not dw_plane_made(h.F, h.S):
+        return False
+    if h.F != 3 and (grad or h.back and h.S == 2):
         return False
     if channels == 0:
         return 4 * v.n_out >= lanes
@@ -540,14 +545,15 @@ cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, Py_ssize_t rows, Py_ssize_
         return False
     if h.back and h.S == 2:
         return 2 * v.n_out >= lanes
-    return 100 * h.n_out * v.n_out >= TURNING * ceil_div(h.n_out, rows) * rows * ceil_div(v.n_out, lanes) * lanes
+    return (max(products, loads) * ceil_div(h.n_out, rows) * rows * ceil_div(v.n_out, lanes) * lanes
+            <= (products + TURNING) * h.n_out * v.n_out)
 
 
 cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
                 int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written); with few planes each is cut into bands of rows."""
     cdef Py_ssize_t bands = max(1, min(4 * threads // max(1, N * D), h.n_out // 8)), item, plane, band, r, r_end
-    cdef Py_ssize_t first = 8 if h.back else 0, w_step = -1 if h.back else 1
+    cdef Py_ssize_t taps = h.F * v.F, first = taps - 1 if h.back else 0, w_step = -1 if h.back else 1
     cdef Py_ssize_t rows = 1 if N * D * h.n_out * v.n_out * <Py_ssize_t> sizeof(real) > STREAM else BACK_ROWS
     cdef real *b
     cdef real *one
@@ -566,18 +572,18 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                 plane, band = item // bands, item % bands
                 r, r_end = h.n_out * band // bands, h.n_out * (band + 1) // bands
                 b = bias + plane % D if bias is not NULL else NULL
-                one, read, made = w + plane % D * 9, x + plane * h.n_in * v.n_in, y + plane * h.n_out * v.n_out
+                one, read, made = w + plane % D * taps, x + plane * h.n_in * v.n_in, y + plane * h.n_out * v.n_out
                 if h.back and h.S == 2:
                     if real is float:
                         dw_plane_back_f32(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end, rows)
                     else:
                         dw_plane_back_f64(read, h.n_in, v.n_in, h.pad, v.pad, one, made, v.n_out, r, r_end, rows)
                 elif real is float:
-                    dw_plane_f32(h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r, r_end,
-                                 b, relu)
+                    dw_plane_f32(h.F, h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r,
+                                 r_end, b, relu)
                 else:
-                    dw_plane_f64(h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r, r_end,
-                                 b, relu)
+                    dw_plane_f64(h.F, h.in_step, read, h.n_in, v.n_in, -h.near, -v.near, one + first, w_step, made, v.n_out, r,
+                                 r_end, b, relu)
             end_task(before)
     return 0
 
@@ -1020,7 +1026,7 @@ cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, 
              bint relu, bint nchw_order, int threads) except -1:
     cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, DW_ROWS, channels, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, False, channels, sizeof(real)):
         return planes(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, h, v, relu, threads)
     if channels:
         return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
@@ -1068,7 +1074,7 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
 cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
                     bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, DW_GRAD_ROWS, channels, sizeof(real)):
+    if nchw_order and as_they_lie(h, v, m, True, channels, sizeof(real)):
         return planes_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, h, v, threads)
     if channels:
         return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
