@@ -66,7 +66,7 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
     if (VECTOR_BYTES == 16 && width > 3) return 0; /* old processors, with few registers: not worth their bytes */
     if (step == 2) return width == 3 ? 6 : width == 5 ? 7 : 0;
     if (step != 1) return 0;
-    return width == 7 ? 5 : width == 1 || width > 5 ? 0 : (int)width - 1;
+    return width == 7 ? 5 : width < 2 || width > 5 ? 0 : (int)width - 1;
 }
 /* Whether it is made for groups of channels, too. */
 static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind == 6; }
