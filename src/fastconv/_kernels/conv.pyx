@@ -350,9 +350,6 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
     cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), t, u, i, j, n
     cdef real turned[32 * 32]  # [channel and tap][filter]
     cdef bint far = s.groups * s.K * s.C * s.window * <Py_ssize_t> sizeof(real) > L2_SHARE
-    if cols < NR:
-        for t in range(s.together):
-            memset(b + (t * s.C + c) * NR, 0, (c_end - c) * NR * sizeof(real))
     if self.transposed:  # w is (groups*C, K, F*F) with this gather's C and K
         w += ((g * s.C + c) * s.K + k) * s.window
         while c < c_end:
@@ -406,11 +403,9 @@ cdef void pack_panels(Gather self, Chunks *z, real *w, real *b, Py_ssize_t g, Py
 
 cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
                      Py_ssize_t n) noexcept nogil:
-    """b[i][j] = weight of channel c + i, i < n, and filter panel*NR + j under tap t; zeros past the last filter."""
+    """b[i][j] = weight of channel c + i, i < n, and filter panel*NR + j under tap t; past the last filter anything."""
     cdef Shape *s = &self.s
     cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), i, row = s.C if s.across else s.K
-    if cols < NR:
-        memset(b, 0, n * NR * sizeof(real))
     # w is (F*F, C, groups*K), or with C and K exchanged if its gather is transposed; filters first, one tap: (groups*K, C)
     w += g * s.C * s.K if self.filters_first else s.tap[t] * s.groups * s.C * s.K + g * row
     row *= 1 if self.filters_first else s.groups
