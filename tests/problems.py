@@ -95,6 +95,7 @@ NETWORKS = [
     Problem("vgg conv2_1 shrunk", 1, 14, 14, 64, 96, 3, P=1, tags=("3x3",)),
     Problem("vgg conv5_1 shrunk", 2, 7, 7, 128, 128, 3, P=1, tags=("3x3",)),
     Problem("alexnet 11x11 stride 4", 1, 47, 47, 3, 24, 11, S=4, P=2, tags=("first", "strided")),
+    Problem("atari 8x8 stride 4", 2, 36, 44, 4, 16, 8, S=4, tags=("strided",)),
     Problem("resnet stem 7x7 stride 2", 1, 33, 33, 3, 16, 7, S=2, P=3, tags=("first", "strided")),
     Problem("resnet 3x3 stride 2", 2, 14, 14, 32, 32, 3, S=2, P=1, tags=("strided",)),
     Problem("resnet 1x1 stride 2", 2, 14, 14, 32, 48, 1, S=2, tags=("1x1", "strided")),

@@ -177,3 +177,19 @@ def test_levels_agree_with_each_other():
     fc.use_isa(before)
     for total in found[1:]:  # contraction differs: one rounding in 2^24 of each of n terms
         np.testing.assert_allclose(total, found[0], rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 16, 19, 130])
+def test_turning_over(isa, rows, dtype):
+    """Pictures that lie apart, of rows and columns around the vectors, four rows, and the pieces of 64 and of 128."""
+    turn = _kernels.kernel("maps").turn
+    for cols in (1, 4, 7, 8, 15, 16, 17, 31, 33, 65, 129):
+        x = np.random.default_rng(cols).standard_normal((3, rows + 1, cols + 2)).astype(dtype)
+        for threads, apart in ((1, 0), (2, 0), (3, 5)):
+            whole = np.full(64 + 3 * cols * (rows + apart) + 64, CANARY, dtype)
+            out = whole[64:-64].reshape(3, cols, rows + apart)
+            turn(x, out, 3, rows, cols, (rows + 1) * (cols + 2), cols + 2, cols * (rows + apart), rows + apart, threads)
+            assert (out[:, :, :rows] == x[:, :rows, :cols].transpose(0, 2, 1)).all()
+            assert (out[:, :, rows:] == CANARY).all()
+            assert (np.r_[whole[:64], whole[-64:]] == CANARY).all()

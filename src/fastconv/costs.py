@@ -337,8 +337,13 @@ def _product(rows: float, k: float, cols: int, p: Problem) -> float:
 def _turning(p: Problem, times: Pair = (1, 1)) -> float:
     """Cycles for a group's depth-first pictures, and their results, so many times."""
     VL, pixels = p.VL, p.H1 * p.W1
+
+    def vectors(depth: int) -> int:
+        """Read and written for as many places as a vector has; four channels are woven without empty ones."""
+        return 2 * depth if depth == 4 else -(-depth // VL) * VL + depth
+
     sides = (times[0], p.D1, pixels), (times[1], p.K, math.prod(p.window.size))
-    full = sum(n * (-(-depth // VL) * VL + depth) * -(-places // VL) for n, depth, places in sides if depth > 1 and places > 1)
+    full = sum(n * vectors(depth) * -(-places // VL) for n, depth, places in sides if depth > 1 and places > 1)
     return TURNING * p.N * full / 2 / p.groups
 
 

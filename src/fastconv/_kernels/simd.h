@@ -138,9 +138,35 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
 #endif
 }
 
+/* Four rows turned over, dst[4 * j + i] = src[i * src_stride + j]: woven, they fill their vectors; of a block they are a quarter. */
+INLINE void CAT(weave)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t src_stride, ptrdiff_t cols) {
+#if defined(__GNUC__)
+    for (ptrdiff_t j = 0; j < cols; j += VL, src += VL, dst += 4 * VL) {
+        VEC a[4], b[4];
+        UNROLL for (int i = 0; i < 4; i++) a[i] = CAT(load_part)(src + i * src_stride, cols - j);
+        UNROLL for (int i = 0; i < 2; i++) {
+            b[i] = INTERLEAVE_LOW(a[i], a[i + 2]);
+            b[i + 2] = INTERLEAVE_HIGH(a[i], a[i + 2]);
+        }
+        UNROLL for (int i = 0; i < 4; i++) {
+            const ptrdiff_t left = 4 * (cols - j) - i * VL;
+            const VEC v = i % 2 ? INTERLEAVE_HIGH(b[i - 1], b[i]) : INTERLEAVE_LOW(b[i], b[i + 1]);
+            if (left > 0) CAT(store_part)(dst + i * VL, v, left);
+        }
+    }
+#else
+    for (ptrdiff_t j = 0; j < cols; j++)
+        for (int i = 0; i < 4; i++) dst[4 * j + i] = src[i * src_stride + j];
+#endif
+}
+
 /* dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols. */
 static void CAT(transpose)(REAL *restrict dst, ptrdiff_t dst_stride, const REAL *restrict src, ptrdiff_t src_stride,
                            ptrdiff_t rows, ptrdiff_t cols) {
+    if (rows == 4 && dst_stride == 4) {
+        CAT(weave)(dst, src, src_stride, cols);
+        return;
+    }
     for (ptrdiff_t i = 0; i < rows; i += VL) {
         for (ptrdiff_t j = 0; j < cols; j += VL) {
             const ptrdiff_t n_rows = rows - i < VL ? rows - i : VL, n_cols = cols - j < VL ? cols - j : VL;
