@@ -380,10 +380,11 @@ def test_phases_of_depth_first_pictures_are_read_from_strips(isa, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("cols", "batch", "channels", "turned"), [(20, 1, 8, True), (20, 32, 8, True), (32, 1, 8, False), (20, 1, 4, False)]
+    ("cols", "batch", "channels", "turned"),
+    [(20, 1, 8, True), (20, 32, 8, True), (32, 1, 8, False), (20, 1, 3, False), (20, 1, 4, True)],
 )
 def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch, cols, batch, channels, turned):
-    """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; to turn few channels over costs more than that."""
+    """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; to turn few channels over costs more than that, four less."""
     kernel = _kernels.kernel("conv")
     monkeypatch.setattr(kernel, "VECTOR", 64)
     monkeypatch.setattr(kernel, "MR", 14)
