@@ -34,8 +34,8 @@ ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
 # Of direct convolution's cycles, which Winograd must stay below; less with S=2 for pictures, whose values leave a core's cache
-# sooner, and still less where no cache keeps the filters of its phases: of y and of dx.
-MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, {"fwd": 0.62, "grad_x": 0.74}
+# sooner, and still less where no cache keeps the filters of its phases.
+MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, 0.74
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
@@ -321,7 +321,7 @@ def margin(p: Problem, m: Pair) -> float:
     if p.window.S == (1, 1) or p.direction == "grad_w":
         return MARGIN
     filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * p.itemsize
-    return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN[p.direction]
+    return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
 
 
 # ---------------------------------------------------------------- cycles
