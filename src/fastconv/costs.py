@@ -33,9 +33,9 @@ LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
-# Of direct convolution's cycles, which Winograd must stay below; less with S=2 for pictures, whose values leave a core's cache
-# sooner, and still less where no cache keeps the filters of its phases.
-MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 0.9, 0.82, 0.74
+# Of direct convolution's cycles, which Winograd must stay below: for weights, and for pictures; less with S=2 for pictures, whose
+# values leave a core's cache sooner, and still less where no cache keeps the filters of its phases.
+WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 0.9, 0.82, 0.74
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
@@ -318,7 +318,9 @@ def winograd_tile(p: Problem) -> Pair:
 
 def margin(p: Problem, m: Pair) -> float:
     """Of direct convolution's cycles, what Winograd must stay below to be taken."""
-    if p.window.S == (1, 1) or p.direction == "grad_w":
+    if p.direction == "grad_w":
+        return WEIGHTS_MARGIN
+    if p.window.S == (1, 1):
         return MARGIN
     filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * p.itemsize
     return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
@@ -426,7 +428,7 @@ def winograd_cycles(p: Problem, m: Pair) -> float:
         visits = values * D * k * MOVING * 2 * math.ceil(tiles / parts(p, m) / BLOCK) * parts(p, m)
         products = values * _product(D, tiles * needed(p, m), K, p) * 1.1 + visits
         transforms = part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
-        return products + transforms + (_turning(p, again) if p.nchw and phases > 1 else 0)
+        return products + transforms + (PASSES * _turning(p, again) if p.nchw and phases > 1 else 0)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * phases / sources
     filters = phases * TRANSFORM["filter"] * D * k * (1 if phases == 1 else PICKING[p.filters_first])
     turning = min(2, p.window.dilation[1]) * _turning(p) if p.nchw else 0  # pixels apart are brought side by side first
