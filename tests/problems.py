@@ -106,6 +106,8 @@ NETWORKS = [
     Problem("1x1 of few channels a group", 2, 11, 13, 12, 9, 1, groups=3, tags=("1x1", "grouped")),
     Problem("mobilenet depthwise", 2, 14, 14, 32, 32, 3, P=1, groups=32, tags=("depthwise",)),
     Problem("mobilenet depthwise stride 2", 2, 15, 14, 33, 33, 3, S=2, P=1, groups=33, tags=("depthwise", "strided")),
+    Problem("efficientnet depthwise 5x5", 2, 14, 15, 20, 20, 5, P=2, groups=20, tags=("depthwise", "5x5")),
+    Problem("depthwise 4x4 stride 2", 1, 17, 38, 18, 18, 4, S=2, P=1, groups=18, tags=("depthwise", "strided", "even")),
     Problem("depthwise multiplier 2", 1, 9, 9, 17, 34, 3, P=1, groups=17, tags=("depthwise", "multiplier")),
     Problem("depthwise multiplier 3 of 5x5", 1, 10, 11, 8, 24, 5, P=2, groups=8, tags=("depthwise", "multiplier")),
     Problem("depthwise 1x1", 2, 5, 6, 7, 14, 1, groups=7, tags=("depthwise", "1x1")),
