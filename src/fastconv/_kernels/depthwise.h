@@ -452,8 +452,8 @@ INLINE void CAT(dw_plane_block)(const int F, const int step, const REAL *x, ptrd
 }
 
 /* Rows r to r_end of y[r][o] = bias + sum of w[(i * F + j) * w_step] * x[r * step + i - top][o * step + j - left]. */
-#define DW_PLANE_ARGUMENTS const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w, ptrdiff_t w_step, \
-                           REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu
+#define DW_PLANE_ARGUMENTS const REAL *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const REAL *w, \
+                           ptrdiff_t w_step, REAL *y, ptrdiff_t width, ptrdiff_t r, ptrdiff_t r_end, const REAL *bias, int relu
 INLINE void CAT(dw_plane_body)(const int F, const int step, DW_PLANE_ARGUMENTS) {
     const VEC start = CAT(splat)(bias ? *bias : 0);
     CAT(dw_columns) columns[DW_MOST];

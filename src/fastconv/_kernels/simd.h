@@ -138,7 +138,7 @@ INLINE void CAT(transpose_block)(REAL *dst, ptrdiff_t dst_stride, const REAL *sr
 #endif
 }
 
-/* Four rows turned over, dst[4 * j + i] = src[i * src_stride + j]: woven, they fill their vectors; of a block they are a quarter. */
+/* Four rows turned over, dst[4 * j + i] = src[i * src_stride + j]: woven, they fill their vectors, of a block a quarter. */
 INLINE void CAT(weave)(REAL *restrict dst, const REAL *restrict src, ptrdiff_t src_stride, ptrdiff_t cols) {
 #if defined(__GNUC__)
     for (ptrdiff_t j = 0; j < cols; j += VL, src += VL, dst += 4 * VL) {
