@@ -68,6 +68,7 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
+    FETCH = 1 << 20
     STREAM = 5 << 22       # bytes of pictures that no cache keeps: they are fetched, and results written past the caches
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
@@ -393,8 +394,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
     cdef Py_ssize_t read = N * h.n_in * v.n_in * x_depth * sizeof(real), written = N * h.n_out * v.n_out * y_depth * sizeof(real)
-    cdef bint fetch = (written if back and h.S * v.S > 1 else read + written) > STREAM  # of dx some cache keeps the most
-    cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
+    cdef bint fetch = read + written > FETCH
+    cdef bint stream = (written if back and h.S * v.S > 1 else read + written) > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), N * h.n_out, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
@@ -480,7 +481,7 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
     cdef bint in_place = parts == m == q == 1
-    cdef bint fetch = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * <Py_ssize_t> sizeof(real) > STREAM
+    cdef bint fetch = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * <Py_ssize_t> sizeof(real) > FETCH
     cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * size * sizeof(real)))
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
