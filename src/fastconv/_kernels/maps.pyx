@@ -7,13 +7,17 @@ any number of threads.
 
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport VECTOR_BYTES, begin_task, ceil_div, end_task, least, most, real, transpose
+
+from fastconv._kernels import memory
 
 cnp.import_array()
 
 cdef extern from "maps.h" nogil:
+    enum:
+        RUN
     void mask_f32(float *dy, float *y, float *out, Py_ssize_t n)
     void mask_f64(double *dy, double *y, double *out, Py_ssize_t n)
     void add_arrays_f32(float *a, float *b, float *out, Py_ssize_t n, int relu)
@@ -87,10 +91,16 @@ cdef inline void run(Maps *m, real *like, Py_ssize_t place, void **constant, Py_
             norm_grad_rows_f64(dy, x, out, c[0], c[1], c[2], c[3], c[4], m.relu, rows, width)
 
 
-cdef void channels_last(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, real *part,
-                        double *sum) noexcept nogil:
+cdef void channels_last(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, double *sums, Py_ssize_t i,
+                        Py_ssize_t parts) noexcept nogil:
+    """Rows lo to hi; their two sums, if there is room for them, are part i of so many, and what is added up behind all of them."""
     cdef unsigned int before = begin_task()
-    run(m, like, lo * depth, m.constant, hi - lo, depth, part, sum)
+    cdef real *part = <real *> (sums + parts * 2 * depth) + i * 2 * depth
+    if sums != NULL:
+        sums += i * 2 * depth
+        memset(sums, 0, 2 * depth * sizeof(double))
+        memset(part, 0, 2 * depth * sizeof(real))
+    run(m, like, lo * depth, m.constant, hi - lo, depth, part, sums)
     end_task(before)
 
 
@@ -134,8 +144,8 @@ cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t p
             int threads) except -1:
     """A pass over a volume of `size` numbers, in NCHW if `pixels`; with `total`, (2, depth) sums are added to it."""
     cdef Py_ssize_t rows, parts, planes, i, c
+    cdef cnp.ndarray workspace
     cdef double *sums = NULL
-    cdef real *scratch = NULL
     cdef bint parallel = threads > 1 and size > ALONE
     if not size:
         return 0
@@ -150,32 +160,18 @@ cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t p
                     planes_of(m, like, i, 1, 1, i % depth, pixels, NULL)
         return 0
     rows = size // depth
-    parts = most(1, least(PARTS, size // CHUNK)) if total != NULL else ceil_div(size, CHUNK)
-    parts = least(parts, rows)
+    parts = least(rows, ceil_div(size, CHUNK))
     if total != NULL:
-        sums = <double *> calloc(parts * 2 * depth, sizeof(double))
-        scratch = <real *> calloc(parts * 2 * depth, sizeof(real))
-        if sums == NULL or scratch == NULL:
-            free(sums)
-            free(scratch)
-            raise MemoryError("no memory for the sums over activation maps")
+        parts = most(1, least(PARTS, rows // RUN))
+        workspace = memory.empty((parts * 2 * depth * (sizeof(double) + sizeof(real)),), "u1")
+        sums = <double *> cnp.PyArray_DATA(workspace)
     with nogil:
         for i in prange(parts, num_threads=threads, schedule="static", use_threads_if=parallel):
-            part_of_rows(m, like, rows * i // parts, rows * (i + 1) // parts, depth, i, scratch, sums)
+            channels_last(m, like, rows * i // parts, rows * (i + 1) // parts, depth, sums, i, parts)
         for i in range(parts if total != NULL else 0):
             for c in range(2 * depth):
                 total[c] += sums[i * 2 * depth + c]
-    free(sums)
-    free(scratch)
     return 0
-
-
-cdef void part_of_rows(Maps *m, real *like, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t depth, Py_ssize_t i,
-                       real *scratch, double *sums) noexcept nogil:
-    if sums != NULL:
-        scratch += i * 2 * depth
-        sums += i * 2 * depth
-    channels_last(m, like, lo, hi, depth, scratch, sums)
 
 
 cdef void sum_of_map(Maps *m, real *like, Py_ssize_t c, Py_ssize_t depth, Py_ssize_t n, Py_ssize_t pixels,
