@@ -73,13 +73,9 @@ def _add(a: Array, b: Array, reuse: bool, relu: bool = False) -> Array:
 
 def _moments(x: Array, last: bool) -> tuple[Array, Array]:
     """Mean and (biased) variance of each activation map in float64, by one pass over deviations from a value nearby."""
-    depth = x.shape[-1] if last else x.shape[1]
-    maps = x.reshape(1, -1, depth) if last else x.reshape(len(x), depth, -1).swapaxes(1, 2)
-    step = max(1, maps.shape[1] // 64)
-    near, total = maps[:, ::step].mean((0, 1)), np.zeros((2, depth))
-    _kernels.kernel("maps").moments(x, near, total, not last, runtime.get_num_threads())
-    total /= x.size // depth
-    return near + total[0], np.maximum(total[1] - total[0] ** 2, 0)
+    total = np.zeros((2, x.shape[-1] if last else x.shape[1]))
+    _kernels.kernel("maps").moments(x, total, not last, runtime.get_num_threads())
+    return total[0], total[1]
 
 
 def _norm(x: Array, constants: Array, relu: bool, last: bool) -> Array:

@@ -44,6 +44,7 @@ cdef enum:
     CHUNK = 1 << 13  # numbers of a task
     LINE = 64        # pixels of a plane that are taken as a row
     PARTS = 32       # of a sum over rows, at most
+    SAMPLES = 8      # of a map's numbers, near whose mean lies its own
 
 cdef enum Pass:
     SUM, MOMENT, NORM, NORM_SUM, NORM_GRAD
@@ -154,6 +155,8 @@ cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t p
         with nogil:
             if total != NULL:
                 for i in prange(depth, num_threads=threads, schedule="static", use_threads_if=parallel):
+                    if m.kind == MOMENT:
+                        find_near(m, like, size // depth, i, i + 1, depth, pixels)
                     sum_of_map(m, like, i, depth, planes // depth, pixels, total)
             else:
                 for i in prange(planes, num_threads=threads, schedule="static", use_threads_if=parallel):
@@ -166,12 +169,28 @@ cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t p
         workspace = memory.empty((parts * 2 * depth * (sizeof(double) + sizeof(real)),), "u1")
         sums = <double *> cnp.PyArray_DATA(workspace)
     with nogil:
+        if m.kind == MOMENT:
+            find_near(m, like, rows, 0, depth, depth, 1)
         for i in prange(parts, num_threads=threads, schedule="static", use_threads_if=parallel):
             channels_last(m, like, rows * i // parts, rows * (i + 1) // parts, depth, sums, i, parts)
         for i in range(parts if total != NULL else 0):
             for c in range(2 * depth):
                 total[c] += sums[i * 2 * depth + c]
     return 0
+
+
+cdef void find_near(Maps *m, real *like, Py_ssize_t places, Py_ssize_t c, Py_ssize_t end, Py_ssize_t depth,
+                    Py_ssize_t pixels) noexcept nogil:
+    """What is taken from the numbers of maps c to end, lest squares be large beside the variance: the mean of a few of them."""
+    cdef real *near = <real *> m.constant[0]
+    cdef real *at
+    cdef Py_ssize_t i, k, q
+    memset(near + c, 0, (end - c) * sizeof(real))
+    for i in range(SAMPLES):
+        q = places * (2 * i + 1) // (2 * SAMPLES)
+        at = <real *> m.x + q // pixels * depth * pixels + q % pixels
+        for k in range(c, end):
+            near[k] += at[k * pixels] / SAMPLES
 
 
 cdef void sum_of_map(Maps *m, real *like, Py_ssize_t c, Py_ssize_t depth, Py_ssize_t n, Py_ssize_t pixels,
@@ -207,14 +226,24 @@ def sums(cnp.ndarray dy, cnp.ndarray y, cnp.ndarray out, cnp.ndarray total, bint
     start(&m, dy, cnp.PyArray_DIM(total, 1), nchw, total, threads)
 
 
-def moments(cnp.ndarray x, cnp.ndarray near, cnp.ndarray total, bint nchw, int threads):
-    """total (2, depth), zeros, becomes the sums of x - near and of its square."""
+def moments(cnp.ndarray x, cnp.ndarray total, bint nchw, int threads):
+    """total (2, depth), zeros, becomes the mean and the (biased) variance of each map."""
     cdef Maps m
+    cdef Py_ssize_t depth = cnp.PyArray_DIM(total, 1), c, n = cnp.PyArray_SIZE(x) // depth
+    cdef cnp.ndarray near = memory.empty((depth,), x.dtype)
+    cdef double *mean = <double *> at(total)
+    cdef double *var = mean + depth
     m.kind, m.relu, m.dy, m.x, m.out = MOMENT, 0, NULL, at(x), NULL
-    for i in range(5):
-        m.constant[i] = NULL
+    for c in range(5):
+        m.constant[c] = NULL
     m.constant[0] = at(near)
-    start(&m, x, cnp.PyArray_DIM(total, 1), nchw, total, threads)
+    start(&m, x, depth, nchw, total, threads)
+    for c in range(depth):
+        mean[c], var[c] = mean[c] / n, var[c] / n
+        var[c] -= mean[c] * mean[c]
+        if var[c] < 0:  # by rounding; NaN stays
+            var[c] = 0
+        mean[c] += (<float *> at(near))[c] if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else (<double *> at(near))[c]
 
 
 def norm(cnp.ndarray x, cnp.ndarray y, cnp.ndarray constants, bint relu, bint nchw, int threads):
