@@ -370,8 +370,10 @@ class Layer:
         """Make the flat buffers, and fill them with the first values."""
         total = {t: sum(math.prod(slot.shape) for *_, slot in self._all() if slot.trained is t) for t in (True, False)}
         first = [_initial(type(layer).__name__, slot, rng, self.dtype) for _, layer, slot in self._all()]
-        self.flat_params, self.flat_state = np.zeros(total[True], self.dtype), np.zeros(total[False], self.dtype)
-        self.flat_grads = np.zeros(total[True], self.dtype)
+        # np.zeros would begin within a cache line, and so would most weights
+        self.flat_params, self.flat_grads, self.flat_state = (memory.empty((total[t],), self.dtype) for t in (True, True, False))
+        for flat in (self.flat_params, self.flat_grads, self.flat_state):
+            flat.fill(0)
         self._bind()
         for (_, layer, slot), value in zip(self._all(), first, strict=True):
             getattr(layer, slot.name)[...] = value

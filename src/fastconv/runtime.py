@@ -151,7 +151,7 @@ def get_precision() -> str:
 
 
 def set_cache_limit(megabytes: int) -> None:
-    """Keep at most so many megabytes (of 2^20 bytes) of freed results for the next ones; 512 unless set.
+    """Keep at most so many megabytes (of 2^20 bytes) of freed results for the next ones; 1024 unless set.
 
     Fresh memory has to be handed out and zeroed by the system page by page, which costs as much as computing many a layer.
     """

@@ -14,7 +14,7 @@ cdef extern from "memory.h":
     void aligned_delete(void *p) nogil
 
 cdef enum:
-    SLOTS = 64
+    SLOTS = 512
     SMALLEST = 1 << 15  # below this malloc is as good
 
 cdef struct Piece:
@@ -24,7 +24,7 @@ cdef struct Piece:
 cdef Piece idle[SLOTS]
 cdef int n_idle = 0
 cdef size_t idle_bytes = 0
-cdef size_t limit = 1 << 29
+cdef size_t limit = 1 << 30
 cdef cython.pymutex lock
 
 
