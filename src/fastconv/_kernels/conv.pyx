@@ -25,7 +25,7 @@ from fastconv._kernels.gather cimport (
 )
 from fastconv._kernels.tiles cimport (
     DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data, end_task,
-    fetch_lines, few_pixels, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch, real, take,
+    fetch_lines, few_pixels, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch_low, real, take,
     tile_by_rows, tile_height, tile_of_few, transpose,
 )
 
@@ -44,8 +44,7 @@ cdef enum:
     AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
     STRETCH = 1 << 14     # weights that are worth a task of their own
-    ABREAST = 16          # panels that are packed together at most: their filters lie side by side,
-    ROWS = 16             # and so many rows of them
+    ABREAST = 16          # panels that are packed together at most: their filters lie side by side
     BY_PLACE = 1 << 10    # weights of a tap for which tiles with as few taps as can be are worth their pointers
 
 
@@ -199,7 +198,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     elif (pixels <= 24 * TILE_MR
           and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > (KEPT if pixels <= 6 * TILE_MR else 3 * KEPT)
           and not s.merged and not s.by_filters):
-        z.passing = most(1, least(PANELS, s.groups * z.panels // (4 * threads)))
+        z.passing = most(1, least(PANELS, s.groups * z.panels // (2 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
     unit = s.cols if s.merged else TILE_MR  # a strip is made of whole rows of the grid
@@ -270,7 +269,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
 cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noexcept nogil:
     """Task i: a group, then some panels, then a tap, or, where taps are packed all at once, a stretch of channels of one panel."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t n
+    cdef Py_ssize_t NR = 2 * lanes(w), n, g, panel, t
     if few(s, w):
         pack_few(self, w, b + i * (z.panel_size // s.T), i)
     elif s.by_filters:
@@ -279,7 +278,9 @@ cdef void pack_task(Gather self, Chunks *z, real *w, real *b, Py_ssize_t i) noex
                   s.C * (i % n + 1) // n)
     else:
         n = ceil_div(z.panels, z.abreast)
-        pack_panels(self, z, w, b, i // s.T // n, i // s.T % n * z.abreast, i % s.T)
+        g, panel, t = i // s.T // n, i // s.T % n * z.abreast, i % s.T
+        pack_panels(self, w, b + ((g * z.panels + panel) * s.T + t) * s.C * NR, s.T * s.C * NR, g, panel,
+                    least(z.panels, panel + z.abreast), t, 0, s.C)
 
 
 cdef void chunk_task(Shape *s, Chunks *z, real *src, real *b, real *biases, real *dst, bint relu, Py_ssize_t i,
@@ -297,7 +298,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
     """All pixels of some panels of group g, whose weights are packed here, used and forgotten."""
     cdef Py_ssize_t NR = 2 * lanes(src), pixels = s.N * s.rows * s.cols, t, i, m, p, n, rows
     cdef Py_ssize_t blocks = ceil_div(pixels, pixels_a_tile(s, src))
-    cdef Py_ssize_t end = least(z.panels, panel + z.passing), c = 0, first, some
+    cdef Py_ssize_t end = least(z.panels, panel + z.passing), c = 0, first
     cdef real **a = <real **> scratch
     cdef real **target = a + blocks * s.T * TILE_MR
     cdef real *zeros = <real *> (scratch + aligned((blocks * (s.T + 1) + 1) * TILE_MR * sizeof(void *)))
@@ -313,12 +314,7 @@ cdef void passing_task(Gather self, Shape *s, Chunks *z, real *src, real *w, rea
         while c < s.C:
             n = least(PASSING, s.C - c)
             e.accumulate, e.relu = t > 0 or c > 0, relu and t == s.T - 1 and c + n == s.C
-            i = 0
-            while i < n:  # in the order in which the weights lie
-                some = n if s.across else 1
-                for p in range(panel, end):
-                    pack_panel(self, w, b + ((p - panel) * (PASSING + 1) + i) * NR, g, p, t, c + i, some)
-                i += some
+            pack_panels(self, w, b, (PASSING + 1) * NR, g, panel, end, t, c, n)
             for p in range(panel, end):
                 e.bias = bias + (g * z.panels + p) * NR if bias != NULL else NULL
                 for i in range(blocks):
@@ -390,33 +386,30 @@ cdef void pack_taps(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t pane
                 t, u, c = 0, 0, c + 1
 
 
-cdef void pack_panels(Gather self, Chunks *z, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t) noexcept nogil:
-    """All channels of one tap and of `abreast` panels, some rows of one after those of another: they lie in the same pages."""
+cdef void pack_panels(Gather self, real *w, real *b, Py_ssize_t step, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t end, Py_ssize_t t,
+                      Py_ssize_t c, Py_ssize_t n) noexcept nogil:
+    """b[p * step + i * NR + j] = weight of channel c + i, i < n, and filter (panel + p) * NR + j under tap t, for the panels before
+    `end`; past the last filter anything."""
     cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), c = 0, p, some = s.C if z.abreast == 1 else ROWS
-    b += (g * z.panels * s.T + t) * s.C * NR
-    while c < s.C:
-        for p in range(panel, least(z.panels, panel + z.abreast)):
-            pack_panel(self, w, b + (p * s.T * s.C + c) * NR, g, p, t, c, least(some, s.C - c))
-        c += some
-
-
-cdef void pack_panel(Gather self, real *w, real *b, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t t, Py_ssize_t c,
-                     Py_ssize_t n) noexcept nogil:
-    """b[i][j] = weight of channel c + i, i < n, and filter panel*NR + j under tap t; past the last filter anything."""
-    cdef Shape *s = &self.s
-    cdef Py_ssize_t NR = 2 * lanes(w), k = panel * NR, cols = least(NR, s.K - k), i, row = s.C if s.across else s.K
+    cdef Py_ssize_t NR = 2 * lanes(w), p, i, j, cols, row = s.C if s.across else s.K
+    cdef bint far = s.groups * s.K * s.C * <Py_ssize_t> sizeof(real) > L2_SHARE
     # w is (F*F, C, groups*K), or with C and K exchanged if its gather is transposed; filters first, one tap: (groups*K, C)
     w += g * s.C * s.K if self.filters_first else s.tap[t] * s.groups * s.C * s.K + g * row
     row *= 1 if self.filters_first else s.groups
     if s.across:
-        transpose(b, NR, w + k * row + c, row, cols, n)
+        for p in range(panel, end):
+            cols = least(NR, s.K - p * NR)
+            for j in range(cols if far else 0):  # of the next panel
+                fetch_lines(w + ((p + 1) * NR + j) * row + c, n * sizeof(real))
+            transpose(b + (p - panel) * step, NR, w + p * NR * row + c, row, cols, n)
         return
-    w += c * row + k
+    w += c * row + panel * NR
     for i in range(n):
-        prefetch(w + (i + 24) * row)  # several rows on their way bring more than one
-        prefetch(w + (i + 24) * row + NR // 2)
-        copy(b + i * NR, w + i * row, cols, 1)
+        for p in range(end - panel):
+            prefetch_low(w + 24 * row + p * NR)  # several rows on their way bring more than one
+            prefetch_low(w + 24 * row + p * NR + NR // 2)
+            copy(b + p * step + i * NR, w + p * NR, least(NR, s.K - (panel + p) * NR), 1)
+        w += row
 
 
 cdef inline Py_ssize_t pixels_a_tile(Shape *s, real *like) noexcept nogil:

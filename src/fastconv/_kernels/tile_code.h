@@ -55,7 +55,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
             if (keep) { /* the next panel's part of this row is far away, too */
                 UNROLL for (int v = 0; v < nv; v++) {
                     CAT(store)(keep + v * VL, bk[v]);
-                    prefetch(b + (nv + v + 1) * VL - 1);
+                    prefetch_low(b + (nv + v + 1) * VL - 1);
                 }
                 keep += NR;
             }

@@ -18,7 +18,6 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct tile_addresses:
         pass
     void set_tiles(tile_addresses *at)
-    void prefetch(void *p)
     void prefetch_low(void *p)
     void fetch_lines(void *p, Py_ssize_t bytes)
     unsigned int begin_task()
