@@ -68,8 +68,8 @@ cdef extern from "depthwise.h" nogil:
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
-    FETCH = 1 << 20        # bytes of pictures that a core's own caches do not keep: they are called for ahead
-    STREAM = 5 << 22       # that no cache keeps: results are written past the caches
+    FETCH = 1 << 20        # bytes of pictures beyond a core's own caches: for dw, of which x was read long ago, they are called for
+    STREAM = 5 << 22       # that no cache keeps: they are called for always, and results written past the caches
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
     FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
@@ -273,8 +273,8 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
                    bint fetch) noexcept nogil:
     """One row that is written, C channels of one image, in groups of q; with `grad` the weights are what is written, by adding.
 
-    `fetch`: what the next row needs is fetched into the cache meanwhile. From memory, where a layer's pictures mostly are while a
-    network is trained, that halves the time; what another cache has it delays by a twentieth, for loads are what bounds a row.
+    `fetch`: what the next row needs is fetched into the cache meanwhile. From memory that halves the time; what another cache
+    has it delays by a tenth or more, for loads are what bounds a row.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, fresh
@@ -394,9 +394,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, x_depth = K if back else D, y_depth = D if back else K
     cdef Py_ssize_t read = N * h.n_in * v.n_in * x_depth * sizeof(real), written = N * h.n_out * v.n_out * y_depth * sizeof(real)
-    cdef bint fetch = read + written > FETCH
-    cdef Py_ssize_t met = written if back and h.S * v.S > 1 else read + written  # of dx some cache keeps the most
-    cdef bint stream = met > STREAM and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
+    cdef bint fetch = (written if back and h.S * v.S > 1 else read + written) > STREAM  # of dx some cache keeps the most
+    cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), N * h.n_out, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
