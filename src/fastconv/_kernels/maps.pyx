@@ -117,28 +117,33 @@ cdef void planes_of(Maps *m, real *like, Py_ssize_t first, Py_ssize_t step, Py_s
     for i in range(5):
         constant[i] = &constants[i * LINE]
         if m.constant[i] != NULL:
-            for j in range(LINE):
+            for j in range(least(LINE, pixels)):
                 constants[i * LINE + j] = (<real *> m.constant[i])[c]
-    for j in range(2 * LINE):
+    for j in range(2 * LINE if total != NULL else 0):
         part[j], sums[j] = 0, 0
-    for i in range(n):
+    for i in range(n if rows else 0):
         run(m, like, (first + i * step) * pixels, constant, rows, LINE, part, sums)
-    if total != NULL:
+    if total != NULL and rows:
         fold(sums, LINE, total)
     for i in range(n if rest else 0):
         run(m, like, (first + i * step) * pixels + rows * LINE, constant, 1, rest, part, sums)
-    if total != NULL:
+    if total != NULL and rest:
         fold(sums, rest, total)
     end_task(before)
 
 
 cdef void fold(double *sums, Py_ssize_t width, double *total) noexcept nogil:
-    """Add the columns of the two sums in their order, and clear them."""
-    cdef Py_ssize_t i
-    for i in range(width):
-        total[0] += sums[i]
-        total[1] += sums[width + i]
-        sums[i], sums[width + i] = 0, 0
+    """Add the columns of the two sums to `total`, and clear them: by halves, for a chain of additions would wait for each."""
+    cdef Py_ssize_t i, half, left = width
+    while left > 1:
+        half = (left + 1) // 2
+        for i in range(left - half):
+            sums[i] += sums[half + i]
+            sums[width + i] += sums[width + half + i]
+        left = half
+    total[0] += sums[0]
+    total[1] += sums[width]
+    memset(sums, 0, 2 * width * sizeof(double))
 
 
 cdef int go(Maps *m, real *like, Py_ssize_t size, Py_ssize_t depth, Py_ssize_t pixels, double *total,
