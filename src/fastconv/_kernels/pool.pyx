@@ -95,7 +95,9 @@ cdef void pool_row(Pool *p, Lists *l, real *x, Py_ssize_t row, real *y, int64_t 
     """A row of results, x being the picture; index is NULL unless it is wanted."""
     cdef Py_ssize_t i, j, taps = 0, first = max(0, row * p.S_h - p.top), last = min(p.H1, row * p.S_h - p.top + p.F_h)
     cdef Py_ssize_t begin = min((p.left + p.S_w - 1) // p.S_w, p.W2), end = begin
+    cdef Py_ssize_t at, together
     cdef int64_t origin = first * p.W1 - p.left
+    cdef int64_t *to
     for i in range(first, last):
         for j in range(p.F_w):
             l.column[taps] = j - p.left
@@ -104,17 +106,17 @@ cdef void pool_row(Pool *p, Lists *l, real *x, Py_ssize_t row, real *y, int64_t 
             taps += 1
     if p.W1 + p.left >= p.F_w:
         end = max(begin, min(p.W2, (p.W1 + p.left - p.F_w) // p.S_w + 1))
-    for i in range(p.W2):
-        if begin <= i < end:
-            if p.D == 1:
-                if i == begin:
-                    pool_run(p, taps, l.x, l.place, i * p.S_w, end - begin, p.S_w, origin + i * p.S_w, p.S_w,
-                             p.F_h * p.F_w if p.with_pad else max(taps, 1), y + i, index + i if index is not NULL else NULL)
-            else:
-                pool_run(p, taps, l.x, l.place, i * p.S_w * p.D, p.D, 1, origin + i * p.S_w, 0,
-                         p.F_h * p.F_w if p.with_pad else max(taps, 1), y + i * p.D, index + i * p.D if index is not NULL else NULL)
-        else:
-            edge(p, l, taps, i * p.S_w, origin, y + i * p.D, index + i * p.D if index is not NULL else NULL)
+    i = 0
+    while i < p.W2:
+        at, to = i * p.S_w, index + i * p.D if index is not NULL else NULL
+        if not begin <= i < end:
+            edge(p, l, taps, at, origin, y + i * p.D, to)
+            i += 1
+            continue
+        together = end - i if p.D == 1 else 1
+        pool_run(p, taps, l.x, l.place, at * p.D, together * p.D, p.S_w if p.D == 1 else 1, origin + at, p.S_w if p.D == 1 else 0,
+                 p.F_h * p.F_w if p.with_pad else max(taps, 1), y + i * p.D, to)
+        i += together
 
 
 cdef int pool(Pool *p, real *x, real *y, int64_t *index, int threads) except -1:
