@@ -4,7 +4,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-LIMIT = 2_600_000
+LIMIT = 2_400_000
 UNWANTED = (".c", ".cpp", ".h", ".pyx", ".pxd")
 
 path = Path(sys.argv[1])
