@@ -350,6 +350,44 @@ def test_wider_depth_last_pictures_are_not_turned_over(monkeypatch, channels, fi
     assert costs.better_depth_first(problem) is turned
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_depth_last_pictures_of_small_groups_are_turned_over(isa, monkeypatch, pictures, dtype):
+    """In all directions, with any stride and dilation, by ones, by twos with one left over, or all together."""
+    monkeypatch.setattr(costs, "better_depth_first", lambda p: not p.nchw and not p.turned)
+    for p in (
+        Problem("small groups", 3, 12, 37, 15, 6, (5, 4), P=(2, 1), groups=3),
+        Problem("strided groups", 3, 13, 18, 10, 6, 3, S=(2, 1), P=1, dilation=(1, 2), groups=2),
+    ):
+        (rows, cols), size = p.window.size, np.dtype(dtype).itemsize
+        monkeypatch.setattr(costs, "TURNED", pictures * size * (p.H1 * p.W1 * p.D1 + rows * cols * p.K))
+        planning.plan.cache_clear()
+        try:
+            assert list(mistakes(p, expected(p, "NHWC", dtype), "direct", "NHWC")) == []
+        finally:
+            planning.plan.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("direction", "F", "S", "cols", "channels", "filters", "turned"),
+    [
+        ("fwd", 3, 1, 56, 5, 4, True), ("fwd", 3, 1, 56, 5, 16, False), ("fwd", 3, 1, 7, 5, 4, False),
+        ("fwd", 1, 1, 56, 5, 4, False), ("fwd", 3, 2, 56, 20, 1, False), ("grad_x", 3, 1, 56, 5, 16, True),
+        ("grad_x", 3, 1, 56, 16, 5, False), ("grad_w", 3, 1, 56, 5, 4, True), ("grad_w", 3, 1, 56, 5, 8, False),
+        ("grad_w", 3, 1, 14, 5, 1, False), ("grad_w", 3, 2, 56, 5, 1, False), ("grad_w", 1, 1, 56, 5, 1, False),
+    ],
+)  # fmt: skip
+def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F, S, cols, channels, filters, turned):
+    """With 16 numbers a vector: few sums a group, but rows of pixels that fill vectors, and products enough to pay for turning."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    p = Problem("groups", 2, cols, cols, 8 * channels, 8 * filters, F, S=S, P=F // 2, groups=8)
+    for N in (1, 2, 64):
+        problem = costs.Problem(direction, N, cols, cols, p.D1, p.K, p.window, 8, False, "float32")
+        assert costs.better_depth_first(problem) is turned
+
+
 def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatch):
     """As in pictures too large to be turned over: what is scattered between the pixels of dx waits there for the next filters."""
     monkeypatch.setattr(costs, "TURNED", 0)

@@ -28,6 +28,7 @@ TURNED_MARGIN = 0.9  # of a depth-first picture's cycles as it lies, below which
 COPYING = 12, 6  # a row into a strip, and each of its vectors
 BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
+SUMS_OF_PIXELS = 1.9  # a vector of pixels' products for a weight gradient, for one of filters'
 PACKING = 20  # two vectors of depth-first pixels, for one more tap
 LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
@@ -190,14 +191,20 @@ def better_turned(p: Problem) -> bool:
 
 
 def better_depth_first(p: Problem) -> bool:
-    """Whether depth-last pictures of few channels are turned over, so that vectors run along the pixels: along the channels, of dx
-    or of y, most of their lanes would be empty."""
+    """Whether depth-last pictures of few channels, or of small groups, are turned over, so that vectors run along the pixels: along
+    the channels, of dx or of y, most of their lanes would be empty."""
     VL, first = p.VL, nominal(p)._replace(nchw=True)
-    if p.direction == "grad_w" or p.nchw or p.turned or p.groups > 1 or p.window.F == (1, 1) or better_turned(first):
+    if p.nchw or p.turned or better_turned(first):
         return False
+    if p.direction == "grad_w":  # a vector of pixels of each filter, or of filters at each pixel
+        across, K = p.window.size[1], p.K // p.groups
+        enough = across >= max(VL, SUMS_OF_PIXELS * K * -(-across // VL))
+        return p.groups > 1 and p.window.F != (1, 1) and p.window.S == (1, 1) and enough
+    if p.groups > 1:
+        return _turning(first) + _depth_first_cycles(first) < TURNED_MARGIN * _depth_last_cycles(nominal(p))
+    few = p.window.F != (1, 1) and max(p.D1, p.K) <= VL and p.picture_bytes <= TURNED
     pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
     turned = _turning(first) + _depth_first_cycles(first)
-    few = max(p.D1, p.K) <= VL and p.picture_bytes <= TURNED
     return few and turned < _depth_last_cycles(nominal(p)) + BEGINNING * pixels
 
 
