@@ -388,6 +388,28 @@ def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F,
         assert costs.better_depth_first(problem) is turned
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
+def test_dilated_depth_first_pictures_are_turned_over(isa, monkeypatch, pictures, dtype):
+    """For Winograd: by ones, by twos with one left over, or all together; not those that are larger than there is room for."""
+    for p in (
+        Problem("far", 3, 21, 37, 20, 9, P=(4, 5), dilation=(2, 5)),
+        Problem("signals", 3, 1, 99, 17, 8, (1, 3), P=(0, 9), dilation=(1, 9)),
+        Problem("groups", 3, 13, 19, 10, 20, (2, 2), P=2, dilation=4, groups=2),
+    ):
+        (rows, cols), room = p.window.size, max(pictures, 0.9) * np.dtype(dtype).itemsize
+        monkeypatch.setattr(costs, "TURNED", int(room * (p.H1 * p.W1 * p.D1 + rows * cols * p.K)))
+        for direction in ("fwd", "grad_x", "grad_w"):
+            problem = costs.Problem(direction, 3, p.H1, p.W1, p.D1, p.K, p.window, p.groups, True, dtype)
+            assert costs.better_turned_for_winograd(problem) is (pictures > 0)
+            assert not costs.better_turned_for_winograd(problem._replace(nchw=False))
+        planning.plan.cache_clear()
+        try:
+            assert list(mistakes(p, expected(p, "NCHW", dtype), "winograd", "NCHW")) == []
+        finally:
+            planning.plan.cache_clear()
+
+
 def test_phases_of_depth_first_pictures_add_up_over_many_filters(isa, monkeypatch):
     """As in pictures too large to be turned over: what is scattered between the pixels of dx waits there for the next filters."""
     monkeypatch.setattr(costs, "TURNED", 0)

@@ -38,6 +38,7 @@ CORNER = 128  # channels, or filters, for which a weight gradient's tiles are tr
 # values leave a core's cache sooner, and still less where no cache keeps the filters of its phases.
 WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 0.9, 0.82, 0.74
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
+APART = 4  # depth-first pixels of which one is read at a time, for which pictures are turned over
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES = 128  # tiles of a part,
@@ -323,6 +324,12 @@ def winograd_tile(p: Problem) -> Pair:
     return min(able, key=lambda m: winograd_cycles(nominal(p), m), default=tiles[-1])
 
 
+def better_turned_for_winograd(p: Problem) -> bool:
+    """Whether depth-first pictures are turned over for Winograd: with dilation it reads one of so many pixels of a row, few of a
+    cache line; depth last, the channels of a pixel lie together."""
+    return p.nchw and p.window.dilation[1] >= APART and p.picture_bytes <= TURNED
+
+
 def margin(p: Problem, m: Pair) -> float:
     """Of direct convolution's cycles, what Winograd must stay below to be taken."""
     if p.direction == "grad_w":
@@ -435,6 +442,8 @@ def winograd_cycles(p: Problem, m: Pair) -> float:
         visits = values * D * k * MOVING * 2 * math.ceil(tiles / parts(p, m) / BLOCK) * parts(p, m)
         products = values * _product(D, tiles * needed(p, m), K, p) * 1.1 + visits
         transforms = part * phases * (tiles * corners + TRANSFORM["result"] * D * k)
+        if better_turned_for_winograd(p):
+            return products + transforms + PASSES * _turning(p)
         return products + transforms + (PASSES * _turning(p, again) if p.nchw and phases > 1 else 0)
     each = TRANSFORM["data"] * d * sources + TRANSFORM["result"] * k * phases / sources
     filters = phases * TRANSFORM["filter"] * D * k * (1 if phases == 1 else PICKING[p.filters_first])

@@ -405,6 +405,8 @@ def _winograd_wanted(p: Problem) -> str | None:
 
 
 def _winograd(p: Problem) -> Job:
+    if costs.better_turned_for_winograd(p):
+        return _turned(p, _winograd, True)
     kernels, (H2, W2) = _kernels.kernel("winograd"), p.window.size
     D, K, tile, w = p.D1 // p.groups, p.K // p.groups, costs.winograd_tile(p), p.window
     window = (*w.F, w.S[0], costs.cut(p), w.pads[0][0], w.pads[1][0], *w.dilation)
