@@ -195,7 +195,7 @@ def better_depth_first(p: Problem) -> bool:
     """Whether depth-last pictures of few channels, or of small groups, are turned over, so that vectors run along the pixels: along
     the channels, of dx or of y, most of their lanes would be empty."""
     VL, first = p.VL, nominal(p)._replace(nchw=True)
-    if p.nchw or p.turned or better_turned(first):
+    if p.nchw or p.turned or p.picture_bytes > TURNED or better_turned(first):
         return False
     if p.direction == "grad_w":  # a vector of pixels of each filter, or of filters at each pixel
         across, K = p.window.size[1], p.K // p.groups
@@ -203,7 +203,7 @@ def better_depth_first(p: Problem) -> bool:
         return p.groups > 1 and p.window.F != (1, 1) and p.window.S == (1, 1) and enough
     if p.groups > 1:
         return _turning(first) + _depth_first_cycles(first) < TURNED_MARGIN * _depth_last_cycles(nominal(p))
-    few = p.window.F != (1, 1) and max(p.D1, p.K) <= VL and p.picture_bytes <= TURNED
+    few = p.window.F != (1, 1) and max(p.D1, p.K) <= VL
     pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
     turned = _turning(first) + _depth_first_cycles(first)
     return few and turned < _depth_last_cycles(nominal(p)) + BEGINNING * pixels

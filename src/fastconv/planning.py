@@ -211,19 +211,26 @@ def _turned_by_groups(p: Problem, make: Callable[[Problem], Job]) -> Job:
 
 
 def _turned_gradient(p: Problem, make: Callable[[Problem], Job]) -> Job:
-    """A weight gradient, its pictures turned over at once, and what it gives turned back."""
-    job = make(p._replace(nchw=not p.nchw))
+    """A weight gradient, its pictures turned over a few at a time, and the sum of what these give turned back."""
     (places, result), (pixels, source) = _pixels_and_depths(p)
     weights = math.prod(p.window.F), p.D1 // p.groups, p.K
+    chunk = max(1, min(p.N, costs.TURNED // max(1, p.picture_bytes)))
+    jobs = {n: make(p._replace(N=n, nchw=not p.nchw)) for n in {chunk, p.N % chunk}}
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
-        dy = _turn_pictures(dy, p.N, places, result, memory.empty((p.N, places, result), p.dtype), threads, p.nchw)
-        x = _turn_pictures(x, p.N, pixels, source, memory.empty((p.N, pixels, source), p.dtype), threads, p.nchw)
-        made = memory.empty(weights, p.dtype)
-        job.run(dy, x, None, made, False, threads)
-        _turn_weights(p, made, dw, threads, not p.nchw)
+        total, some = memory.empty(weights, p.dtype), memory.empty(weights, p.dtype)
+        dy_turned, x_turned = memory.empty((chunk, places, result), p.dtype), memory.empty((chunk, pixels, source), p.dtype)
+        for first in range(0, max(1, p.N), chunk):
+            n, made = min(chunk, p.N - first), some if first else total
+            a = _turn_pictures(dy[first : first + n], n, places, result, dy_turned[:n], threads, p.nchw)
+            b = _turn_pictures(x[first : first + n], n, pixels, source, x_turned[:n], threads, p.nchw)
+            jobs[n].run(a, b, None, made, False, threads)
+            if first:
+                total += some
+        _turn_weights(p, total, dw, threads, not p.nchw)
 
-    return Job(run, lambda threads: p.N * p.picture_bytes + math.prod(weights) * p.itemsize + job.workspace(threads))
+    space = chunk * p.picture_bytes + 2 * math.prod(weights) * p.itemsize
+    return Job(run, lambda threads: space + jobs[chunk].workspace(threads))
 
 
 def _dense(p: Problem) -> Job:
