@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import costs, ops, planning, reference
+from fastconv import costs, reference
 from fastconv.geometry import window
 from oracle import rms
 from problems import BENCH, PROBLEMS, Problem
@@ -105,19 +105,14 @@ def test_weight_gradients_of_large_pictures_are_as_exact(isa, F):
     assert rms(dw - exact) < 6e-6 * rms(exact)
 
 
-def test_a_method_that_is_named_is_done_where_it_is_not_exact_enough(isa, monkeypatch):
+def test_a_method_that_is_named_is_done_where_it_is_not_exact_enough(isa, monkeypatch, replan):
     """A line of seven taps has one tile only; over 40,000 pixels in a few parts "auto" would not take it."""
     monkeypatch.setattr(costs, "PART_NUMBERS", 1)
     x, dy = (np.random.default_rng(n).standard_normal((1, 1, 40_000, 4)) for n in (1, 2))
     exact = fc.conv2d_grad_w(dy, x, (1, 7, 4, 4), P=(0, 3), method="direct")
-    planning.plan.cache_clear()
-    ops._prepare.cache_clear()
-    try:
-        assert fc.explain(x.shape, (1, 7, 4, 4), P=(0, 3), direction="grad_w").method == "direct"
-        dw = fc.conv2d_grad_w(dy.astype("f4"), x.astype("f4"), (1, 7, 4, 4), P=(0, 3), method="winograd")
-    finally:
-        planning.plan.cache_clear()
-        ops._prepare.cache_clear()
+    replan()
+    assert fc.explain(x.shape, (1, 7, 4, 4), P=(0, 3), direction="grad_w").method == "direct"
+    dw = fc.conv2d_grad_w(dy.astype("f4"), x.astype("f4"), (1, 7, 4, 4), P=(0, 3), method="winograd")
     assert np.abs(dw - exact).max() < 1e-4 * rms(exact)
 
 
