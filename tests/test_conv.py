@@ -356,6 +356,19 @@ def test_depth_last_pictures_of_small_groups_are_turned_over(isa, monkeypatch, p
         assert list(mistakes(p, expected(p, "NHWC", dtype), "direct", "NHWC")) == []
 
 
+def test_infinities_of_pictures_turned_over_one_by_one_add_up_quietly(isa, monkeypatch, replan):
+    """Of both signs to NaN, as IEEE 754 says: whatever NumPy is told to do about that, it is not asked."""
+    monkeypatch.setattr(costs, "better_depth_first", lambda p: not p.nchw and not p.turned)
+    monkeypatch.setattr(costs, "TURNED", 0)
+    replan()
+    x, dy = np.ones((3, 4, 20, 15), "float32"), np.ones((3, 2, 18, 6), "float32")
+    x[0, 1, 1, 0], x[2, 1, 1, 0] = np.inf, -np.inf
+    with np.errstate(all="raise"):
+        dw = fc.conv2d_grad_w(dy, x, (3, 3, 5, 6), groups=3, method="direct")
+    assert np.isnan(dw[:2, :2, 0, :2]).all()
+    assert np.array_equal(np.isnan(dw).sum(axis=(0, 1)), np.outer([4, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]))
+
+
 @pytest.mark.parametrize(
     ("direction", "F", "S", "cols", "channels", "filters", "turned"),
     [

@@ -201,12 +201,12 @@ def better_depth_first(p: Problem) -> bool:
         across, K = p.window.size[1], p.K // p.groups
         enough = across >= max(VL, SUMS_OF_PIXELS * K * -(-across // VL))
         return p.groups > 1 and p.window.F != (1, 1) and p.window.S == (1, 1) and enough
+    turned, last = _turning(first) + _depth_first_cycles(first), _depth_last_cycles(nominal(p))
     if p.groups > 1:
-        return _turning(first) + _depth_first_cycles(first) < TURNED_MARGIN * _depth_last_cycles(nominal(p))
+        return turned < TURNED_MARGIN * last
     few = p.window.F != (1, 1) and max(p.D1, p.K) <= VL
     pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
-    turned = _turning(first) + _depth_first_cycles(first)
-    return few and turned < _depth_last_cycles(nominal(p)) + BEGINNING * pixels
+    return few and turned < last + BEGINNING * pixels
 
 
 def better_forward(p: Problem) -> bool:

@@ -226,7 +226,7 @@ def _turned_gradient(p: Problem, make: Callable[[Problem], Job]) -> Job:
             b = _turn_pictures(x[first : first + n], n, pixels, source, x_turned[:n], threads, p.nchw)
             jobs[n].run(a, b, None, made, False, threads)
             if first:
-                total += some
+                _kernels.kernel("maps").add(total, some, total, False, threads)
         _turn_weights(p, total, dw, threads, not p.nchw)
 
     space = chunk * p.picture_bytes + 2 * math.prod(weights) * p.itemsize
