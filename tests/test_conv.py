@@ -431,6 +431,37 @@ def test_phases_of_depth_first_pictures_are_read_from_strips(isa, monkeypatch, c
             assert list(mistakes(p, expected(p, "NCHW", dtype), method, "NCHW")) == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("past", [-1, 1, 3])
+def test_rows_of_depth_first_pictures_make_one(isa, monkeypatch, past, dtype, replan):
+    """Rows that end within a vector, under so many filters that a strip is copied for each column of the window."""
+    monkeypatch.setattr(costs, "TURNED", 0)
+    replan()
+    cols = 2 * _kernels.kernel("conv").VECTOR // np.dtype(dtype).itemsize + past
+    for p in (
+        Problem("first", 3, 9, cols, 3, 40, P=1), Problem("stride 2", 2, 21, 2 * cols, 2, 67, 5, S=2, P=2),
+        Problem("stride 4", 1, 31, 4 * cols + 3, 3, 40, 7, S=4), Problem("strides", 2, 23, 2 * cols - 1, 2, 40, (5, 3), S=(3, 2), P=1),
+        Problem("far", 2, 12, cols, 3, 90, (3, 2), P=((2, 3), (1, 2)), dilation=(2, 3)),
+        Problem("groups", 2, 8, cols, 6, 80, P=1, groups=2), Problem("pixels apart", 2, 9, 2 * cols - 1, 4, 40, 1, S=2),
+        Problem("several strips", 1, 64, cols, 24, 33, P=1),
+    ):
+        assert list(mistakes(p, expected(p, "NCHW", dtype), "direct", "NCHW")) == []
+
+
+def test_rows_that_make_one_are_written_past_the_caches(isa, monkeypatch, replan):
+    """Strips of whole vectors of planes of whole vectors, of rows that end within one: as those of a picture that caches keep."""
+    monkeypatch.setattr(costs, "TURNED", 0)
+    replan()
+    p, many = Problem("one of many", 1, 80, 41, 24, 64, P=1), 27
+    e, how = expected(p, "NCHW", "float32"), {"layout": "NCHW", "method": "direct", **p.how}
+    x = np.concatenate([e.x] * many)
+    for threads in (1, 2, 3):
+        with fc.num_threads(threads):
+            y, one = fc.conv2d(x, e.w, e.b, **how), fc.conv2d(e.x, e.w, e.b, **how)
+        assert all(bits(y[n : n + 1], one) for n in range(many))
+        assert y.nbytes > 20 << 20
+
+
 @pytest.mark.parametrize(
     ("cols", "batch", "channels", "turned"),
     [(20, 1, 8, True), (20, 32, 8, True), (32, 1, 8, False), (20, 1, 3, False), (20, 1, 4, True)],

@@ -26,6 +26,7 @@ TURNING = 6  # a vector of a depth-first picture; half of it, where a block of V
 PASSES = 2  # that turning over costs, since what is turned has to be read once more
 TURNED_MARGIN = 0.9  # of a depth-first picture's cycles as it lies, below which it is turned over
 COPYING = 12, 6  # a row into a strip, and each of its vectors
+ONE_ROW = 1.1  # of a strip copied for each column of a window, for a cycle of products: taps share no cache lines
 BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 SUMS_OF_PIXELS = 1.9  # a vector of pixels' products for a weight gradient, for one of filters'
@@ -399,12 +400,20 @@ def _depth_first_cycles(p: Problem) -> float:
     if p.direction == "grad_x":
         (H2, W2), D, K, rows, down, right = (-(-p.H1 // Sh), -(-p.W1 // Sw)), K, D, H2, down // Sh, right // Sw
         Sh = Sw = 1
-    products, lost, strip = _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL, (down + 1) * D * (W2 * Sw + right) * p.itemsize
+    planes, products, lost = _kernels.kernel("planes"), _product(K, taps * D, p.N * H2 * W2, p), -W2 % VL * K * taps
     steps = taps * D * -(-p.N * H2 * W2 // (2 * VL))  # of all tiles of one row
-    if W2 < VL or lost * K * taps >= PACKING * W2 * (taps - Sh * Sw) or strip > _kernels.kernel("planes").STRIP:
+    copies = Sw if across else 1
+    copied = planes.COPYING_AGAIN * W2 * (Sh if down else 1) * (right + 1 - copies)
+    window_row = (down + Sh) * D * W2 * (right + 1) * p.itemsize
+    one_row = copied < lost and (p.direction == "fwd" or p.window.S == (1, 1)) and window_row <= planes.STRIP // 2
+    if one_row:
+        lost, copies = copied, right + 1
+    strip = (down + 1) * D * (W2 * copies + right) * p.itemsize
+    if W2 < VL or lost >= PACKING * W2 * (taps - Sh * Sw) or strip > planes.STRIP:
         return products + PACKING * steps
-    copies = p.N * D * rows * (Sw if across else 1) * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
-    return max(products, LINE * steps * 2 * VL * p.itemsize / 64) * (1 + lost / W2) + copies
+    lanes = ONE_ROW if one_row else -(-W2 // VL) * VL / W2
+    copying = p.N * D * rows * copies * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
+    return max(products, LINE * steps * 2 * VL * p.itemsize / 64) * lanes + copying
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:

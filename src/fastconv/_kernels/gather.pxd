@@ -11,6 +11,7 @@ cdef enum:
     SWEPT = 3 << 24       # the same of those of few channels, read and written in one sweep
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
+    COPYING = 16          # filters whose products cost as much as to copy a pixel of a strip once more
 
 
 cdef struct Shape:
@@ -80,47 +81,67 @@ cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
 # ---------------------------------------------------------------- strips of depth-first pictures
 cdef struct Planes:
     # How a depth-first gather goes where rows of the grid are long: strips of its rows, whose source is copied into a core's
-    # cache once for all taps, padded and, S > 1, every S-th column after the other; panels are read from there.
+    # cache once for all taps, padded and, S > 1, every S-th row and column after the other; panels are read from there. Copied
+    # once for each column of the window, as wide as the grid is, a strip's rows make a single one.
     Py_ssize_t rows, strips           # of the grid in a strip, none if panels are packed; strips of a picture
+    bint one_row
     Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
     Py_ssize_t top, left, down        # least offsets of the taps; from the highest tap to the lowest
-    Py_ssize_t height, phases, width  # source rows in a strip; sets of columns, and columns in one
-    Py_ssize_t size                   # numbers from one channel of it to the next
+    Py_ssize_t phases, width          # sets of columns, and columns in one
+    Py_ssize_t part, size             # numbers from one set of rows and columns to the next; from one channel to the next
+    double lost                       # products whose time a row of the grid loses past its end, or to further copies
     Py_ssize_t scratch
 
 
-cdef inline void place_planes(Shape *s, Planes *z) noexcept nogil:
+cdef inline bint apart(Shape *s) noexcept nogil:
+    """Whether the grid's pixels do not lie side by side in dst."""
+    return s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
+
+
+cdef inline void place_planes(Shape *s, Planes *z, real *like) noexcept nogil:
     """How wide a strip is, whatever its rows."""
-    cdef Py_ssize_t last = s.T - 1, right
+    cdef Py_ssize_t last = s.T - 1, right, window_row
+    cdef double copied
     z.top, z.left = least(s.dh[0], s.dh[last]), least(s.dw[0], s.dw[last])
     z.down, right = most(s.dh[0], s.dh[last]) - z.top, most(s.dw[0], s.dw[last]) - z.left
     z.step, z.phases = s.stride_h if z.down else 1, s.stride_w if right else 1
-    z.width = s.cols + right // s.stride_w
+    z.lost = <double> (ceil_div(s.cols, lanes(like)) * lanes(like) - s.cols) * s.K * s.T
+    copied = <double> COPYING * s.cols * z.step * (right + 1 - z.phases)
+    window_row = (z.down + z.step) * s.C * (right + 1) * s.cols * <Py_ssize_t> sizeof(real)
+    z.one_row = copied < z.lost and not apart(s) and window_row <= L2_SHARE
+    if z.one_row:
+        z.lost, z.phases = copied, right + 1
+    z.width = s.cols + right // z.phases
 
 
-cdef inline void size_planes(Planes *z, real *like) noexcept nogil:
-    """How far apart a strip's channels lie, its height known: their numbers of one place are read one after the other."""
-    z.size = odd_lines(z.height * z.phases * z.width, like)
+cdef inline void size_planes(Planes *z, Py_ssize_t rows, real *like) noexcept nogil:
+    """How far apart its parts lie in a strip of so many rows: their numbers of one place are read one after the other."""
+    z.rows = rows
+    z.part = odd_lines((rows + z.down // z.step) * z.width, like)
+    z.size = odd_lines(z.step * z.phases * z.part, like)
 
 
 cdef inline void list_products(Shape *s, Planes *z, Py_ssize_t *table) noexcept nogil:
     """Where the source of each product of a sum lies in a strip, from the place of its first tap and channel on."""
-    cdef Py_ssize_t t, c, right, at, next_tap = s.C if s.by_taps else 1, next_channel = 1 if s.by_taps else s.T
+    cdef Py_ssize_t t, c, right, down, at, next_tap = s.C if s.by_taps else 1, next_channel = 1 if s.by_taps else s.T
     for t in range(s.T):
         right = s.dw[t] - z.left
-        at = ((s.dh[t] - z.top) * z.phases + right % s.stride_w) * z.width + right // s.stride_w
+        down = s.dh[t] - z.top
+        at = (down % z.step * z.phases + right % z.phases) * z.part + down // z.step * z.width + right // z.phases
         for c in range(s.C):
             table[t * next_tap + c * next_channel] = at + c * z.size
 
 
-cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t hi, real *to) noexcept nogil:
-    """to[channel][row][phase][column] for rows lo to hi of the grid, with zeros outside the picture."""
+cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_ssize_t hi, real *strip) noexcept nogil:
+    """strip[channel][set of rows and columns][row][column] for rows lo to hi of the grid, with zeros outside the picture."""
     cdef Py_ssize_t c, v, p, h, left, begin, end
+    cdef real *to
     for c in range(s.C):
-        for v in range(z.height):
+        for v in range((hi - lo - 1) * z.step + z.down + 1):
             h = lo * s.stride_h + z.top + v * (s.stride_h // z.step)
             if 0 <= h < s.Hs and c + 1 < s.C:  # planes lie pages apart: the processor does not guess the next one
                 fetch_lines(src + (s.Hs + h) * s.Ws, s.Ws * sizeof(real))
+            to = strip + c * z.size + v % z.step * z.phases * z.part + v // z.step * z.width
             for p in range(z.phases):
                 left = z.left + p
                 begin = least(z.width, ceil_div(most(0, -left), s.stride_w))
@@ -132,6 +153,5 @@ cdef inline void copy_planes(Shape *s, Planes *z, real *src, Py_ssize_t lo, Py_s
                 copy(to + begin, src + h * s.Ws + left + begin * s.stride_w, end - begin, s.stride_w)
                 if end < z.width:
                     memset(to + end, 0, (z.width - end) * sizeof(real))
-                to += z.width
+                to += z.part
         src += s.Hs * s.Ws
-        to += z.size - z.height * z.phases * z.width

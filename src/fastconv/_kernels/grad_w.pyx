@@ -490,19 +490,19 @@ cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *li
     # A single tap's source is not packed elsewhere: here it must be small.
     if not nchw or s.T == 0 or s.T == 1 and s.C > 2 * DOT_COLS or s.C == 0 or s.cols < VL or s.K == 0:
         return z
-    place_planes(s, &z.strip)
+    place_planes(s, &z.strip, like)
     row = s.C * z.strip.step * z.strip.phases * z.strip.width + DOT_ROWS * s.cols
     z.strip.rows = least(s.rows, share // row)
     z.pictures = most(1, share // most(1, row * s.rows))
     vectors = z.strip.rows * z.pictures * ceil_div(s.cols, VL)
     # Lanes are lost past the last filter of a vector, or past a row's end.
     turned = <double> s.cols * (z.products * ceil_div(s.K, VL) * VL + TURNING * s.K) * vectors
-    along = (ceil_div(s.cols, VL) + NEXT_ROW) * VL * z.products * ceil_div(s.K, DOT_ROWS) * DOT_ROWS * (vectors + ADDING)
+    along = (s.cols if z.strip.one_row else s.cols + NEXT_ROW * VL) * s.K * s.T + z.strip.lost
+    along *= s.C * (vectors + ADDING) * ceil_div(s.K, DOT_ROWS) * DOT_ROWS / <double> s.K
     if along >= turned:
         z.strip.rows = 0
         return z
-    z.strip.height = (z.strip.rows - 1) * z.strip.step + z.strip.down + 1
-    size_planes(&z.strip, like)
+    size_planes(&z.strip, z.strip.rows, like)
     z.across, z.down, z.size = ceil_div(z.products, DOT_COLS), ceil_div(s.K, DOT_ROWS), ceil_div(DOT_ROWS * DOT_COLS, VL) * VL
     z.cuts = most(1, least(z.down, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
     z.source = s.C * z.strip.size
@@ -541,11 +541,10 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real *strip = <real *> (scratch + aligned(z.products * sizeof(Py_ssize_t)))
     cdef Py_ssize_t n, i, rows, pictures, k, m, t, first, cols
-    cdef Py_ssize_t step = z.strip.step * z.strip.phases * z.strip.width
     cdef real *a[DOT_ROWS]
     cdef real *b[DOT_COLS]
     cdef real *ahead
-    cdef bint far = bytes_met(s, dy) > STREAM
+    cdef bint far = bytes_met(s, dy) > STREAM, one_row = z.strip.one_row
     cdef unsigned int before = begin_task()
     total += (part * s.groups + g) * z.down * z.across * z.size
     memset(total + tile * z.across * z.size, 0, (tile_end - tile) * z.across * z.size * sizeof(real))
@@ -569,7 +568,8 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
                 cols = z.products * (t + 1) // z.across - first
                 for m in range(cols):
                     b[m] = strip + table[first + m]
-                dot_tile(cols, pictures, rows, s.cols, a, s.groups * s.K * s.Hd * s.Wd, s.cols, b, z.source, step,
+                dot_tile(cols, pictures, 1 if one_row else rows, rows * s.cols if one_row else s.cols, a,
+                         s.groups * s.K * s.Hd * s.Wd, s.cols, b, z.source, z.strip.width,
                          total + (k * z.across + t) * z.size, ahead)
         row += rows * pictures
     end_task(before)

@@ -11,8 +11,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, Planes, SMALL_WORK, Shape, beyond_caches, copy_planes, even, in_one_sweep, list_products, make_shape, one_to_one,
-    place_planes, size_planes,
+    COPYING, L2_SHARE, Planes, SMALL_WORK, Shape, apart, beyond_caches, copy_planes, even, in_one_sweep, list_products,
+    make_shape, one_to_one, place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
     SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Piece, Share, aligned, begin_task, ceil_div, copy, data, end_task,
@@ -34,7 +34,7 @@ cdef enum:
     MOST_OF_STRIP = 2 * L2_SHARE  # bytes of the rows under one row of the grid that are copied, not packed
 
 
-STRIP = MOST_OF_STRIP  # for the arithmetic that chooses a method
+STRIP, COPYING_AGAIN = MOST_OF_STRIP, COPYING  # for the arithmetic that chooses a method
 
 
 @cython.final
@@ -153,10 +153,10 @@ cdef void plan_pass(Gather self, Pass *p, real *dst, int threads) noexcept:
     cdef Py_ssize_t NR = 2 * lanes(dst), plane = s.Hd * s.Wd * <Py_ssize_t> sizeof(real)
     p.tasks = s.N * s.groups * p.y.strips if p.y.rows else s.groups * p.z.sets * p.z.cuts
     s.by_taps = self.transposed
-    s.apart = s.step_w != 1 or s.step_h != 1 or s.cols != s.Wd
+    s.apart = apart(s)
     s.as_it_lies = one_to_one(s) and s.rows * s.cols >= 4 * NR
-    s.stream = (not s.apart and beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0
-                and (s.cols % lanes(dst) == 0 if p.y.rows else plane % VECTOR_BYTES == 0 and p.z.channels >= s.C))
+    s.stream = (not s.apart and beyond_caches(s, dst) and <size_t> dst % VECTOR_BYTES == 0 and plane % VECTOR_BYTES == 0
+                and ((p.y.one_row or s.cols % lanes(dst) == 0) if p.y.rows else p.z.channels >= s.C))
     s.fetch = not s.stream and not s.apart and s.N * s.groups * s.K * plane > L2_SHARE
 
 
@@ -215,23 +215,24 @@ cdef inline Py_ssize_t result_width(Shape *s, real *like) noexcept nogil:
 
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     cdef Planes z
-    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row
+    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row, rows, whole = 1
     memset(&z, 0, sizeof(Planes))
     if s.T == 0 or s.cols < VL or s.C == 0:
         return z
-    place_planes(s, &z)
+    place_planes(s, &z, like)
     row = s.C * z.phases * z.width
-    # Lanes past a row's end are lost; to pack a source pixel for one more tap would cost as much as PACKING filters.
-    if ((ceil_div(s.cols, VL) * VL - s.cols) * s.K * s.T >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
+    # To pack a source pixel for one more tap would cost as much as PACKING filters.
+    if (z.lost >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
             or (z.down + 1) * row * <Py_ssize_t> sizeof(real) > MOST_OF_STRIP):
         return z
-    z.rows = most(1, least(s.rows, (share // row - z.down) // z.step))
-    while z.rows > 1 and s.N * s.groups * ceil_div(s.rows, z.rows) < 4 * threads:
-        z.rows = ceil_div(z.rows, 2)
-    z.strips = ceil_div(s.rows, z.rows)
-    z.rows = ceil_div(s.rows, z.strips)
-    z.height = (z.rows - 1) * z.step + z.down + 1
-    size_planes(&z, like)
+    while z.one_row and beyond_caches(s, like) and s.cols * whole % VL:  # such strips begin with a whole vector
+        whole *= 2
+    rows = most(1, least(s.rows, (share // row - z.down) // z.step))
+    while rows > 1 and s.N * s.groups * ceil_div(s.rows, rows) < 4 * threads:
+        rows = ceil_div(rows, 2)
+    rows = ceil_div(ceil_div(s.rows, ceil_div(s.rows, rows)), whole) * whole
+    z.strips = ceil_div(s.rows, rows)
+    size_planes(&z, rows, like)
     z.scratch = (aligned(s.C * s.T * sizeof(Py_ssize_t)) + aligned(ceil_div(s.K, TILE_MR) * s.T * TILE_MR * sizeof(void *))
                  + aligned((s.C * z.size + 2 * VL + TILE_MR * result_width(s, like)) * sizeof(real)))
     return z
@@ -241,8 +242,8 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                       Py_ssize_t at, char *scratch) noexcept nogil:
     """Task `at`: a strip of a picture, then a group, then a picture."""
     cdef Py_ssize_t NR = 2 * lanes(src), strip = at % z.strips, g = at // z.strips % s.groups, n = at // z.strips // s.groups
-    cdef Py_ssize_t lo = s.rows * strip // z.strips, hi = s.rows * (strip + 1) // z.strips, blocks = ceil_div(s.K, TILE_MR)
-    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, m, b, t, first, n_rows, plane = s.Hd * s.Wd
+    cdef Py_ssize_t lo = strip * z.rows, hi = least(s.rows, lo + z.rows), blocks = ceil_div(s.K, TILE_MR)
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, m, b, t, first, n_rows, cols, plane = s.Hd * s.Wd
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real **a = <real **> (scratch + aligned(s.C * s.T * sizeof(Py_ssize_t)))
     cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
@@ -263,20 +264,21 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                 point_rows(a + (b * runs + t) * TILE_MR, weights + (first * s.window + s.tap[t]) * s.C, s.window * s.C, n_rows)
             else:
                 point_rows(a + b * TILE_MR, weights + first * s.C * s.T, s.C * s.T, n_rows)
-    for i in range(hi - lo):
-        for b in range(blocks):
-            first = s.K * b // blocks
-            n_rows = s.K * (b + 1) // blocks - first
-            if bias != NULL:
-                e.bias = bias + g * s.K + first
+    cols = (hi - lo) * s.cols if z.one_row else s.cols
+    for b in range(blocks):  # a filter's results are long stretches so, which caches and memory like
+        first = s.K * b // blocks
+        n_rows = s.K * (b + 1) // blocks - first
+        if bias != NULL:
+            e.bias = bias + g * s.K + first
+        for i in range(1 if z.one_row else hi - lo):
             j = 0
-            while j < s.cols:
+            while j < cols:
                 if s.apart:
                     point_rows(target, result + j, result_width(s, src), n_rows)
                 else:
                     point_rows(target, dst + first * plane + (lo + i) * s.Wd + j, plane, n_rows)
-                tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.step * z.phases * z.width + j,
-                              table, target, least(NR, s.cols - j), &e)
+                tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.width + j, table, target,
+                              least(NR, cols - j), &e)
                 j += NR
             for m in range(n_rows if s.apart else 0):
                 spread(dst + (first + m) * plane + (s.origin_h + (lo + i) * s.step_h) * s.Wd + s.origin_w,
