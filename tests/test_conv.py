@@ -440,7 +440,8 @@ def test_rows_of_depth_first_pictures_make_one(isa, monkeypatch, past, dtype, re
     cols = 2 * _kernels.kernel("conv").VECTOR // np.dtype(dtype).itemsize + past
     for p in (
         Problem("first", 3, 9, cols, 3, 40, P=1), Problem("stride 2", 2, 21, 2 * cols, 2, 67, 5, S=2, P=2),
-        Problem("stride 4", 1, 31, 4 * cols + 3, 3, 40, 7, S=4), Problem("strides", 2, 23, 2 * cols - 1, 2, 40, (5, 3), S=(3, 2), P=1),
+        Problem("stride 4", 1, 31, 4 * cols + 3, 3, 40, 7, S=4),
+        Problem("strides", 2, 23, 2 * cols - 1, 2, 40, (5, 3), S=(3, 2), P=1),
         Problem("far", 2, 12, cols, 3, 90, (3, 2), P=((2, 3), (1, 2)), dilation=(2, 3)),
         Problem("groups", 2, 8, cols, 6, 80, P=1, groups=2), Problem("pixels apart", 2, 9, 2 * cols - 1, 4, 40, 1, S=2),
         Problem("several strips", 1, 64, cols, 24, 33, P=1),
