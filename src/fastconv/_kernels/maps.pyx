@@ -333,7 +333,7 @@ cdef void turn_piece(real *src, real *dst, Py_ssize_t rows, Py_ssize_t cols, Py_
 cdef void turn_arrays(real *src, real *dst, Py_ssize_t batch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t src_batch,
                       Py_ssize_t src_row, Py_ssize_t dst_batch, Py_ssize_t dst_row, int threads) noexcept:
     cdef Py_ssize_t across = ceil_div(cols, LINE), down = ceil_div(rows, 2 * LINE), i, n, row, col
-    cdef bint parallel = threads > 1 and batch * rows * cols > ALONE
+    cdef bint parallel = threads > 1 and batch * rows * cols > ALONE // 2  # to turn one over takes twice as long
     for i in prange(batch * down * across, nogil=True, num_threads=threads, schedule="static", use_threads_if=parallel):
         n, row, col = i // (down * across), i // across % down * 2 * LINE, i % across * LINE
         turn_piece(src + n * src_batch + row * src_row + col, dst + n * dst_batch + col * dst_row + row,
