@@ -35,7 +35,6 @@ cdef enum:
     IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
     FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
     STRETCH = 1 << 10     # bytes of a depth-last pixel that are worth the way to it
-    DOT_SHARE = 1 << 17   # bytes of a strip of the source and of a tile's dy
     ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
     TURNING = 4           # products of a pixel of dy that cost as much as to turn it over
 
@@ -483,7 +482,7 @@ cdef struct Dots:
 
 cdef Dots plan_dots(Shape *s, bint nchw, Py_ssize_t parts, int threads, real *like) noexcept nogil:
     cdef Dots z
-    cdef Py_ssize_t VL = lanes(like), share = DOT_SHARE // <Py_ssize_t> sizeof(real), row, vectors
+    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row, vectors
     cdef double turned, along
     memset(&z, 0, sizeof(Dots))
     z.products = s.C * s.T
