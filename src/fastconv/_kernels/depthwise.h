@@ -68,6 +68,16 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
     if (step != 1) return 0;
     return width == 7 ? 5 : width < 2 || width > 5 ? 0 : (int)width - 1;
 }
+/* Taps of the runs that make up so many side by side: as many as there are, a divisor, or else what leaves taps for one run more;
+ * 1 if there is none. */
+static inline ptrdiff_t dw_width(ptrdiff_t taps, ptrdiff_t step) {
+    if (dw_kind(taps, step)) return taps;
+    for (ptrdiff_t width = DW_WIDEST; width > 1; width--)
+        if (dw_kind(width, step) && taps % width == 0) return width;
+    for (ptrdiff_t width = DW_WIDEST; width > 1; width--)
+        if (dw_kind(width, step) && width < taps && dw_kind(taps % width, step)) return width;
+    return 1;
+}
 /* Whether it is made for groups of channels, too. */
 static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind == 6; }
 
@@ -342,6 +352,16 @@ static void CAT(dw_row)(int grad, int q, int kind, ptrdiff_t n, ptrdiff_t runs, 
         for (ptrdiff_t r = 0; r < runs; r++) x[r] = (const REAL **)x[r] + m * step;
         y += m * y_step;
         n -= m;
+    }
+}
+
+/* y[p * y_step + c] += part[p * C + c] for p < n, c < C, then perhaps a ReLU. */
+static void CAT(dw_add_pixels)(REAL *y, ptrdiff_t y_step, const REAL *part, ptrdiff_t n, ptrdiff_t C, int relu) {
+    for (; n > 0; n--, y += y_step, part += C) {
+        for (ptrdiff_t c = 0; c < C; c += VL) {
+            const VEC sum = CAT(add)(CAT(dw_load)(y + c, C - c), CAT(dw_load)(part + c, C - c));
+            CAT(dw_store)(y + c, relu ? CAT(relu)(sum) : sum, C - c);
+        }
     }
 }
 #undef DW_ARGUMENTS

@@ -31,6 +31,7 @@ cdef extern from "depthwise.h" nogil:
         DW_ROWS
         DW_GRAD_ROWS
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
+    Py_ssize_t dw_width(Py_ssize_t taps, Py_ssize_t step)
     int dw_grouped(int kind)
     int dw_plane_made(Py_ssize_t F, Py_ssize_t step)
     void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
@@ -41,6 +42,8 @@ cdef extern from "depthwise.h" nogil:
                     Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, double *y, Py_ssize_t y_step,
                     const double *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
                     Py_ssize_t y_ahead)
+    void dw_add_pixels_f32(float *y, Py_ssize_t y_step, const float *part, Py_ssize_t n, Py_ssize_t C, int relu)
+    void dw_add_pixels_f64(double *y, Py_ssize_t y_step, const double *part, Py_ssize_t n, Py_ssize_t C, int relu)
     void dw_flat_f32(Py_ssize_t taps, const float **x, const float **w, Py_ssize_t n, float *y, const float *bias, int relu)
     void dw_flat_f64(Py_ssize_t taps, const double **x, const double **w, Py_ssize_t n, double *y, const double *bias, int relu)
     void dw_plane_f32(Py_ssize_t F, Py_ssize_t step, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
@@ -268,26 +271,47 @@ cdef inline Py_ssize_t to_a_line(real *x, Py_ssize_t depth, Py_ssize_t C) noexce
     return (VECTOR_BYTES - <Py_ssize_t> (<size_t> x % VECTOR_BYTES)) % VECTOR_BYTES // <Py_ssize_t> sizeof(real)
 
 
+cdef Py_ssize_t spare_row(Axis *v) noexcept:
+    """Pixels of a row for a second sum, where runs of two widths make up the taps side by side; else 0."""
+    cdef Py_ssize_t phase, count, first, step
+    for phase in range(min(v.out_step, v.n_out)):
+        count = neighbours(v, phase, &first, &step)
+        if count % dw_width(count, v.in_step):
+            return places(v, 0)
+    return 0
+
+
+cdef inline void add_pixels(real *y, Py_ssize_t y_step, real *part, Py_ssize_t n, Py_ssize_t C, bint relu) noexcept nogil:
+    if real is float:
+        dw_add_pixels_f32(y, y_step, part, n, C, relu)
+    else:
+        dw_add_pixels_f64(y, y_step, part, n, C, relu)
+
+
 cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ssize_t x_depth, real *weights, Py_ssize_t w_depth,
-                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint stream,
-                   bint fetch) noexcept nogil:
+                   real *y, Py_ssize_t y_depth, Py_ssize_t row, Py_ssize_t C, real *bias, bint relu, bint stream, bint fetch,
+                   real *spare) noexcept nogil:
     """One row that is written, C channels of one image, in groups of q; with `grad` the weights are what is written, by adding.
 
     `fetch`: what the next row needs is fetched into the cache meanwhile. From memory that halves the time; what another cache
-    has it delays by a tenth or more, for loads are what bounds a row.
+    has it delays by a tenth or more, for loads are what bounds a row. If the taps side by side are runs of one width and a
+    narrower one, the latter's sums are made in `spare`, and added.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t phase, n, taps, runs, i, j, in_row, offset, first_tap = 0, tap_step = 0, fresh
+    cdef Py_ssize_t phase, n, taps, count, width, rows, runs, done, i, j, k, in_row, offset, first_tap = 0, tap_step = 0, fresh, step
     cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth if fetch else 0, w_round = h.F * v.F * w_depth
     cdef Py_ssize_t first = 0 if grad or q > 1 or stream or t.spacing else to_a_line(x, x_depth, C)
-    cdef int kind
+    cdef bint whole, aside
     cdef void **table
+    cdef real *to
     for phase in range(min(v.out_step, v.n_out)):
-        n = places(v, phase)
-        kind = dw_kind(neighbours(v, phase, &first_tap, &tap_step), v.in_step)
-        if q > 1 and not dw_grouped(kind):
-            kind = 0
-        taps, runs = 0, 0
+        n, to, step = places(v, phase), y + phase * y_depth, v.out_step * y_depth
+        count = neighbours(v, phase, &first_tap, &tap_step)
+        width = dw_width(count, v.in_step)
+        if q > 1 and not (width == count and dw_grouped(dw_kind(width, v.in_step))):
+            width = 1
+        whole = grad or width == count or count % width == 0
+        taps, rows = 0, 0
         for i in range(h.F):
             if not meets(h, row % h.out_step, i, &offset):
                 continue
@@ -298,18 +322,26 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
             for j in range(v.F):
                 if meets(v, phase, j, &offset):
                     t.tap_x[taps], t.tap_w[taps] = table + offset - v.near, weights + (i * v.F + j) * w_depth
-                    if kind and j == first_tap:
-                        t.run_x[runs], t.run_w[runs] = t.tap_x[taps], t.tap_w[taps]
-                        runs += 1
                     taps += 1
-        if kind and C >= lanes:
-            fresh = 0 if t.spacing or not fetch else min(runs, h.in_step)
-            pixels(grad, q, kind, n, runs, t.run_x, t.run_w, tap_step * w_depth, w_round, v.in_step, C, first, y + phase * y_depth,
-                   v.out_step * y_depth, bias, relu, stream, ahead, 0 if h.back else runs - fresh, fresh,
-                   v.n_out * y_depth if grad and fetch else 0)
-        else:
-            pixels(grad, q, 0, n, taps, t.tap_x, t.tap_w, 0, w_round, v.in_step, C, first, y + phase * y_depth,
-                   v.out_step * y_depth, bias, relu, stream, 0, 0, 0, 0)
+            rows += 1
+        if C < lanes or width == 1:
+            pixels(grad, q, 0, n, taps, t.tap_x, t.tap_w, 0, w_round, v.in_step, C, first, to, step, bias, relu, stream, 0, 0, 0, 0)
+            continue
+        done = 0
+        while done < count:
+            width, runs, aside = width if done == 0 else count - done, 0, done > 0 and not grad
+            while done + width <= count:
+                for k in range(rows):
+                    i = k * count + (count - 1 if h.back else 0)
+                    t.run_x[runs], t.run_w[runs] = <void **> t.tap_x[i] + done, <real *> t.tap_w[i] + done * tap_step * w_depth
+                    runs += 1
+                done += width
+            fresh = 0 if t.spacing or not fetch or aside else min(rows, h.in_step)
+            pixels(grad, q, dw_kind(width, v.in_step), n, runs, t.run_x, t.run_w, tap_step * w_depth, w_round, v.in_step, C, first,
+                   spare if aside else to, C if aside else step, NULL if aside else bias, relu and whole, stream and whole, ahead,
+                   0 if h.back else runs - fresh, fresh, v.n_out * y_depth if grad and fetch else 0)
+            if aside:
+                add_pixels(to, step, spare, n, C, relu)
 
 
 cdef void interleave(real *dst, Py_ssize_t dst_step, real *src, Py_ssize_t n, Py_ssize_t C, Py_ssize_t multiplier,
@@ -400,7 +432,8 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
     cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
-    cdef Py_ssize_t own = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
+    cdef Py_ssize_t buffered = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
+    cdef Py_ssize_t own = buffered + aligned(spare_row(v) * pixel_bytes)
     cdef Py_ssize_t sets = q * taps * D if q > 1 else 0 if m == 1 or back else (taps + 1) * K
     cdef cnp.ndarray space = workspace(threads * own + sets * sizeof(real))
     cdef char *scratch = first_line(space)
@@ -409,6 +442,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef real *image
     cdef real *first
     cdef real *buffer
+    cdef real *spare
     cdef Py_ssize_t item, n, c, C, row, k
     cdef unsigned int before = 0
     cdef Share shares[SHARES]
@@ -433,6 +467,7 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                     break
                 t = <Tables *> (scratch + threadid() * own)
                 buffer = <real *> (scratch + threadid() * own + lists)
+                spare = <real *> (scratch + threadid() * own + buffered)
                 row = item % h.n_out
                 c = block_at(item // h.n_out % blocks, blocks, D, sizeof(real))
                 C = block_at(item // h.n_out % blocks + 1, blocks, D, sizeof(real)) - c
@@ -441,15 +476,15 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
                     nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
-                             C, bias + c if bias is not NULL else NULL, relu, stream, fetch)
+                             C, bias + c if bias is not NULL else NULL, relu, stream, fetch, spare)
                 elif back:
                     nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False,
-                             fetch)
+                             fetch, spare)
                     fold(first + c, D, buffer, v.n_out, C, m, buffer + v.n_out * C * m)
                 else:
                     for k in range(m):
                         nhwc_row(False, 1, h, v, t, image + c, D, by_filter + k * taps * D + c, D, buffer + k * v.n_out * C, C, row,
-                                 C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, fetch)
+                                 C, filter_bias + k * D + c if filter_bias is not NULL else NULL, relu, False, fetch, spare)
                     interleave(first + c * m, K, buffer, v.n_out, C, m, False)
             end_task(before)
     return 0
@@ -516,7 +551,8 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
                         depth = C
                     for k in range(m):
                         nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
-                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, fetch)
+                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, fetch,
+                                 <real *> NULL)
                 for t in range(taps if w_depth != D else 0):
                     copy(sums + part * size + t * D + c, own_sums + t * w_depth, C, 1)
             end_task(before)
@@ -646,7 +682,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
     cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
-    cdef Py_ssize_t own = lists + aligned(((in_plane + out_plane) * G + width) * sizeof(real))
+    cdef Py_ssize_t own = lists + aligned(((in_plane + out_plane) * G + width + spare_row(v) * G) * sizeof(real))
     cdef cnp.ndarray space = workspace(threads * own + (taps + 1) * D * m * sizeof(real))
     cdef char *scratch = first_line(space)
     cdef real *by_tap = <real *> (scratch + threads * own)  # [filter of its channel][tap][channel], then biases
@@ -685,7 +721,7 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
                     for row in range(h.n_out):
                         nhwc_row(False, 1, h, v, t, read, G, by_tap + k * taps * D + c, D,
                                  spare if back and k else made + row * width, G, row, C,
-                                 biases + k * D + c if bias is not NULL else NULL, relu, False, False)
+                                 biases + k * D + c if bias is not NULL else NULL, relu, False, False, spare + width)
                         if back and k:
                             add_to(made + row * width, spare, width)
                     if not back or k == m - 1:
@@ -735,7 +771,7 @@ cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, 
                         transpose(given, G, dy + ((n * D + c) * m + k) * out_plane, m * out_plane, C, out_plane)
                         for row in range(h.n_out):
                             nhwc_row(True, 1, h, v, t, read, G, total + k * taps * G, G, given + row * v.n_out * G, G, row, C,
-                                     <real *> NULL, False, False, False)
+                                     <real *> NULL, False, False, False, <real *> NULL)
                 for k in range(m):
                     transpose(sums + part * K * taps + (c * m + k) * taps, m * taps, total + k * taps * G, G, taps, C)
             end_task(before)
