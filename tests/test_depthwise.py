@@ -81,6 +81,8 @@ SHAPES = [
     (1, 11, 12, 27, 5, 2, 2, 1, 1),
     (1, 8, 9, 21, 7, 1, 3, 1, 1),
     (1, 13, 11, 23, 3, 2, 1, 1, 1),
+    # phases of dx that no tap meets
+    (1, 9, 10, 20, 1, 3, 0, 1, 1),
     # more taps side by side than a run has: several of a width, and perhaps a narrower one
     (1, 12, 13, 20, 9, 1, 4, 1, 1),
     (2, 4, 30, 37, (1, 21), 1, (0, 10), 1, 1),

@@ -73,9 +73,9 @@ static inline int dw_kind(ptrdiff_t width, ptrdiff_t step) {
 static inline ptrdiff_t dw_width(ptrdiff_t taps, ptrdiff_t step) {
     if (dw_kind(taps, step)) return taps;
     for (ptrdiff_t width = DW_WIDEST; width > 1; width--)
-        if (dw_kind(width, step) && taps % width == 0) return width;
+        if (width < taps && dw_kind(width, step) && taps % width == 0) return width;
     for (ptrdiff_t width = DW_WIDEST; width > 1; width--)
-        if (dw_kind(width, step) && width < taps && dw_kind(taps % width, step)) return width;
+        if (width < taps && dw_kind(width, step) && dw_kind(taps % width, step)) return width;
     return 1;
 }
 /* Whether it is made for groups of channels, too. */

@@ -298,9 +298,9 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
     narrower one, the latter's sums are made in `spare`, and added.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t phase, n, taps, count, width, rows, runs, done, i, j, k, in_row, offset, first_tap = 0, tap_step = 0, fresh, step
+    cdef Py_ssize_t phase, n, step, taps, count, width, rows, runs, done, i, j, k, in_row, offset, first_tap = 0, tap_step = 0
     cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth if fetch else 0, w_round = h.F * v.F * w_depth
-    cdef Py_ssize_t first = 0 if grad or q > 1 or stream or t.spacing else to_a_line(x, x_depth, C)
+    cdef Py_ssize_t first = 0 if grad or q > 1 or stream or t.spacing else to_a_line(x, x_depth, C), fresh
     cdef bint whole, aside
     cdef void **table
     cdef real *to

@@ -82,9 +82,10 @@ cdef inline bint beyond_caches(Shape *s, real *like) noexcept nogil:
 cdef struct Planes:
     # How a depth-first gather goes where rows of the grid are long: strips of its rows, whose source is copied into a core's
     # cache once for all taps, padded and, S > 1, every S-th row and column after the other; panels are read from there. Copied
-    # once for each column of the window, as wide as the grid is, a strip's rows make a single one.
+    # once for each column of the window, as wide as the grid is, a strip's rows make a single one: then it is any stretch of it.
     Py_ssize_t rows, strips           # of the grid in a strip, none if panels are packed; strips of a picture
     bint one_row
+    Py_ssize_t pixels                 # of the grid in such a strip
     Py_ssize_t step                   # source rows of a strip from one row of the grid to the next
     Py_ssize_t top, left, down        # least offsets of the taps; from the highest tap to the lowest
     Py_ssize_t phases, width          # sets of columns, and columns in one

@@ -215,7 +215,7 @@ cdef inline Py_ssize_t result_width(Shape *s, real *like) noexcept nogil:
 
 cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     cdef Planes z
-    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row, rows, whole = 1
+    cdef Py_ssize_t VL = lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), row, rows
     memset(&z, 0, sizeof(Planes))
     if s.T == 0 or s.cols < VL or s.C == 0:
         return z
@@ -225,13 +225,15 @@ cdef Planes plan_planes(Shape *s, int threads, real *like) noexcept nogil:
     if (z.lost >= PACKING * s.cols * (s.T - s.stride_h * s.stride_w)
             or (z.down + 1) * row * <Py_ssize_t> sizeof(real) > MOST_OF_STRIP):
         return z
-    while z.one_row and beyond_caches(s, like) and s.cols * whole % VL:  # such strips begin with a whole vector
-        whole *= 2
     rows = most(1, least(s.rows, (share // row - z.down) // z.step))
     while rows > 1 and s.N * s.groups * ceil_div(s.rows, rows) < 4 * threads:
         rows = ceil_div(rows, 2)
-    rows = ceil_div(ceil_div(s.rows, ceil_div(s.rows, rows)), whole) * whole
     z.strips = ceil_div(s.rows, rows)
+    rows = ceil_div(s.rows, z.strips)
+    if z.one_row:  # strips end with a tile
+        z.pixels = ceil_div(rows * s.cols, 2 * VL) * 2 * VL
+        z.strips = ceil_div(s.rows * s.cols, z.pixels)
+        rows = (z.pixels - 1) // s.cols + 2
     size_planes(&z, rows, like)
     z.scratch = (aligned(s.C * s.T * sizeof(Py_ssize_t)) + aligned(ceil_div(s.K, TILE_MR) * s.T * TILE_MR * sizeof(void *))
                  + aligned((s.C * z.size + 2 * VL + TILE_MR * result_width(s, like)) * sizeof(real)))
@@ -242,8 +244,8 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                       Py_ssize_t at, char *scratch) noexcept nogil:
     """Task `at`: a strip of a picture, then a group, then a picture."""
     cdef Py_ssize_t NR = 2 * lanes(src), strip = at % z.strips, g = at // z.strips % s.groups, n = at // z.strips // s.groups
-    cdef Py_ssize_t lo = strip * z.rows, hi = least(s.rows, lo + z.rows), blocks = ceil_div(s.K, TILE_MR)
-    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, m, b, t, first, n_rows, cols, plane = s.Hd * s.Wd
+    cdef Py_ssize_t lo = strip * z.rows, hi = least(s.rows, lo + z.rows), blocks = ceil_div(s.K, TILE_MR), begin = 0, cols = s.cols
+    cdef Py_ssize_t runs = s.T if s.by_taps else 1, i, j, m, b, t, first, n_rows, plane = s.Hd * s.Wd
     cdef Py_ssize_t *table = <Py_ssize_t *> scratch
     cdef real **a = <real **> (scratch + aligned(s.C * s.T * sizeof(Py_ssize_t)))
     cdef real *rows = <real *> (<char *> a + aligned(blocks * s.T * TILE_MR * sizeof(void *)))
@@ -254,6 +256,9 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
     src += (n * s.groups + g) * s.C * s.Hs * s.Ws
     dst += (n * s.groups + g) * s.K * plane
     weights += g * s.K * depth
+    if z.one_row:
+        begin, cols = strip * z.pixels, least(z.pixels, s.rows * s.cols - strip * z.pixels)
+        lo, hi, begin = begin // s.cols, ceil_div(begin + cols, s.cols), begin % s.cols
     copy_planes(s, z, src, lo, hi, rows)
     list_products(s, z, table)
     for b in range(blocks):
@@ -264,7 +269,6 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                 point_rows(a + (b * runs + t) * TILE_MR, weights + (first * s.window + s.tap[t]) * s.C, s.window * s.C, n_rows)
             else:
                 point_rows(a + b * TILE_MR, weights + first * s.C * s.T, s.C * s.T, n_rows)
-    cols = (hi - lo) * s.cols if z.one_row else s.cols
     for b in range(blocks):  # a filter's results are long stretches so, which caches and memory like
         first = s.K * b // blocks
         n_rows = s.K * (b + 1) // blocks - first
@@ -276,9 +280,9 @@ cdef void planes_task(Shape *s, Planes *z, real *src, real *weights, Py_ssize_t 
                 if s.apart:
                     point_rows(target, result + j, result_width(s, src), n_rows)
                 else:
-                    point_rows(target, dst + first * plane + (lo + i) * s.Wd + j, plane, n_rows)
-                tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.width + j, table, target,
-                              least(NR, cols - j), &e)
+                    point_rows(target, dst + first * plane + (lo + i) * s.Wd + begin + j, plane, n_rows)
+                tile_by_table(n_rows, runs, s.C * s.T // runs, a + b * runs * TILE_MR, rows + i * z.width + begin + j, table,
+                              target, least(NR, cols - j), &e)
                 j += NR
             for m in range(n_rows if s.apart else 0):
                 spread(dst + (first + m) * plane + (s.origin_h + (lo + i) * s.step_h) * s.Wd + s.origin_w,
