@@ -527,6 +527,38 @@ def test_without_memory_for_the_workspace_nothing_is_written(isa, monkeypatch, l
                 assert bits(out, right)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_explain_tells_what_a_depthwise_call_allocates(isa, monkeypatch, layout):
+    """Byte for byte, on one to three threads: planes as they lie, turned over and staged, several filters and wide windows."""
+    allocate, bytes_of = memory.empty, []
+
+    def empty(shape, dtype):
+        array = allocate(shape, dtype)
+        bytes_of.append(array.nbytes)
+        return array
+
+    monkeypatch.setattr(memory, "empty", empty)
+    for p in (
+        Problem("planes", 2, 33, 35, 8, 8, P=1, groups=8), Problem("turned", 3, 14, 14, 40, 40, 5, P=2, groups=40),
+        Problem("staged", 2, 90, 85, 5, 10, 3, S=3, P=1, groups=5), Problem("two widths", 2, 9, 40, 32, 32, (1, 11), groups=32),
+        Problem("copied", 2, 9, 8, 512, 512, P=1, groups=512), Problem("filters", 2, 12, 13, 20, 60, 3, S=2, P=1, groups=20),
+        Problem("no pictures", 0, 9, 9, 8, 8, groups=8), *[Problem("pairs", 2, 9, 7, 34, 34, groups=17)] * (layout == "NHWC"),
+    ):  # fmt: skip
+        x, w, b, dy = p.arrays(layout)
+        how = {"layout": layout, "method": "direct", **p.how}
+        out = [np.empty_like(a) for a in (dy, x, w)]
+        for threads in (1, 2, 3):
+            with fc.num_threads(threads):
+                for i, (direction, call) in enumerate([
+                    ("fwd", functools.partial(fc.conv2d, x, w, b)), ("grad_x", functools.partial(fc.conv2d_grad_x, dy, w, x.shape)),
+                    ("grad_w", functools.partial(fc.conv2d_grad_w, dy, x, w.shape)),
+                ]):  # fmt: skip
+                    plan = fc.explain(x.shape, w.shape, direction=direction, **how)
+                    bytes_of.clear()
+                    call(out=out[i], **how)
+                    assert sum(bytes_of) == plan.workspace_bytes, f"{p} {direction} on {threads} threads"
+
+
 def test_explain_tells_which_arrays_would_be_copied():
     x = np.ones((2, 14, 7, 3), np.float32)
     assert fc.explain(x, W).copies == ()

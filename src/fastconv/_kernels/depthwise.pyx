@@ -96,10 +96,6 @@ cdef struct Axis:
     Py_ssize_t first, last            # the same, divided by in_step and rounded down
 
 
-cdef inline cnp.ndarray workspace(Py_ssize_t bytes):
-    return memory.empty((bytes + 64,), "u1")
-
-
 cdef inline char *first_line(cnp.ndarray space) noexcept:
     """Where its first whole cache line begins: vectors then lie on one each."""
     return <char *> aligned(<Py_ssize_t> cnp.PyArray_DATA(space))
@@ -416,8 +412,8 @@ cdef void part_sets(real *sets, real *w, Py_ssize_t taps, Py_ssize_t D, int q, b
                     sets[(r * taps + t) * D + c] = one[0]
 
 
-cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v, bint relu,
-              int threads) except -1:
+cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
+                     bint relu, int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each, or in groups of q.
 
     With m > 1 a row is first written into a buffer: forward once for each of a channel's filters, in the depth of x;
@@ -435,7 +431,10 @@ cdef int nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D,
     cdef Py_ssize_t buffered = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
     cdef Py_ssize_t own = buffered + aligned(spare_row(v) * pixel_bytes)
     cdef Py_ssize_t sets = q * taps * D if q > 1 else 0 if m == 1 or back else (taps + 1) * K
-    cdef cnp.ndarray space = workspace(threads * own + sets * sizeof(real))
+    cdef Py_ssize_t bytes = threads * own + sets * sizeof(real) + 64
+    if y is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef real *by_filter = <real *> (scratch + threads * own) if sets and q == 1 else NULL
     cdef real *filter_bias = NULL
@@ -504,8 +503,8 @@ cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_s
         dw[(tap * D + c) * m + k] = total[c]
 
 
-cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
-                     int threads) except -1:
+cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
+                            int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of a channel, or set][tap][channel]."""
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks_of(D, sizeof(real), rows, 1), rows * v.n_out // 128, rows))
@@ -517,7 +516,10 @@ cdef int nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
     cdef bint in_place = parts == m == q == 1
     cdef bint fetch = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * <Py_ssize_t> sizeof(real) > FETCH
-    cdef cnp.ndarray space = workspace(threads * own + (0 if in_place else parts * size * sizeof(real)))
+    cdef Py_ssize_t bytes = threads * own + (0 if in_place else parts * size * sizeof(real)) + 64
+    if dw is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
     cdef real *own_sums
@@ -586,8 +588,8 @@ cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, bint grad, Py_ssize_t chan
             <= (products + TURNING) * h.n_out * v.n_out)
 
 
-cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
-                int threads) except -1:
+cdef Py_ssize_t planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
+                       int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written); with few planes each is cut into bands of rows."""
     cdef Py_ssize_t bands = max(1, min(4 * threads // max(1, N * D), h.n_out // 8)), item, plane, band, r, r_end
     cdef Py_ssize_t taps = h.F * v.F, first = taps - 1 if h.back else 0, w_step = -1 if h.back else 1
@@ -598,6 +600,8 @@ cdef int planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     cdef real *made
     cdef unsigned int before = 0
     cdef Share shares[SHARES]
+    if y is NULL:
+        return 0
     with nogil:
         make_shares(shares, threads, N * D * bands)
         with parallel(num_threads=threads, use_threads_if=threads > 1):
@@ -632,10 +636,13 @@ cdef inline void add_lanes(real *dw, real *sums, Py_ssize_t taps, Py_ssize_t par
         dw_add_lanes_f64(dw, sums, taps, parts, part)
 
 
-cdef int planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, int threads) except -1:
+cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, int threads) except -1:
     """A channel, and a fixed share of the images, at a time."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real), parts = max(1, min(N, PARTS // D)), own = 9 * lanes
-    cdef cnp.ndarray space = workspace(D * parts * own * sizeof(real))
+    cdef Py_ssize_t bytes = D * parts * own * sizeof(real) + 64
+    if dw is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef real *sums = <real *> first_line(space)
     cdef Py_ssize_t item, c, part, n
     cdef unsigned int before = 0
@@ -675,15 +682,18 @@ cdef Py_ssize_t turned_channels(Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t items
     return min(((D + groups - 1) // groups + lanes - 1) // lanes, fit // lanes) * lanes
 
 
-cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
-                Py_ssize_t G, int threads) except -1:
+cdef Py_ssize_t turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+                       Py_ssize_t G, int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each, G at a time."""
     cdef bint back = h.back
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out, width = v.n_out * G
     cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
     cdef Py_ssize_t own = lists + aligned(((in_plane + out_plane) * G + width + spare_row(v) * G) * sizeof(real))
-    cdef cnp.ndarray space = workspace(threads * own + (taps + 1) * D * m * sizeof(real))
+    cdef Py_ssize_t bytes = threads * own + (taps + 1) * D * m * sizeof(real) + 64
+    if y is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef real *by_tap = <real *> (scratch + threads * own)  # [filter of its channel][tap][channel], then biases
     cdef real *biases = by_tap + taps * D * m
@@ -731,14 +741,17 @@ cdef int turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t 
     return 0
 
 
-cdef int turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
-                       Py_ssize_t G, int threads) except -1:
+cdef Py_ssize_t turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+                              Py_ssize_t G, int threads) except -1:
     """G channels, and a fixed share of the images, at a time."""
     cdef Py_ssize_t taps = h.F * v.F, groups = (D + G - 1) // G
     cdef Py_ssize_t parts = max(1, min(PARTS // groups, N)), K = D * m, in_plane = h.n_in * v.n_in, out_plane = h.n_out * v.n_out
     cdef Py_ssize_t lists = tables_bytes(h, v, G * sizeof(real), 0)
     cdef Py_ssize_t own = lists + aligned((in_plane + out_plane + taps * m) * G * sizeof(real))
-    cdef cnp.ndarray space = workspace(threads * own + (0 if parts == 1 else parts * K * taps * sizeof(real)))
+    cdef Py_ssize_t bytes = threads * own + (0 if parts == 1 else parts * K * taps * sizeof(real)) + 64
+    if dw is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own)
     cdef real *read
@@ -906,14 +919,17 @@ cdef void unstage(Stage *s, real *y, real *out, Py_ssize_t q) noexcept nogil:
             y += s.v.out_step * s.flat
 
 
-cdef int nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
-              int threads) except -1:
+cdef Py_ssize_t nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v, bint relu,
+                     int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each."""
     cdef Stage s = make_stage(h, v, m if h.back else 1, 1 if h.back else m, sizeof(real))
     cdef Py_ssize_t phases = h.out_step * v.out_step, taps = h.F * v.F * s.sources
     cdef Py_ssize_t bands = (places(h, 0) + s.band - 1) // s.band, groups = (N * D + s.group - 1) // s.group
     cdef Py_ssize_t own = aligned(2 * taps * sizeof(void *)) + aligned((s.group * s.size + 16) * sizeof(real))
-    cdef cnp.ndarray space = workspace(threads * own + (phases + 1 + 2 * taps) * sizeof(Py_ssize_t))
+    cdef Py_ssize_t bytes = threads * own + (phases + 1 + 2 * taps) * sizeof(Py_ssize_t) + 64
+    if y is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef Py_ssize_t *begin = <Py_ssize_t *> (scratch + threads * own)
     cdef Py_ssize_t *offset = begin + phases + 1
@@ -1000,8 +1016,8 @@ cdef void channel_grads(Stage *s, Py_ssize_t *offset, void **lists, real *staged
                 dot(taps, lists, g + r * s.pitch, s.v.n_out if by_rows else s.flat, acc + (p * s.results + f) * taps * lanes)
 
 
-cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
-                     int threads) except -1:
+cdef Py_ssize_t nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v,
+                            int threads) except -1:
     """A group of channels, and a fixed share of the images and bands, at a time."""
     cdef Stage s = make_stage(h, v, 1, m, sizeof(real))
     cdef Py_ssize_t taps = h.F * v.F, lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
@@ -1010,7 +1026,10 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
     cdef Py_ssize_t list_size = aligned(taps * sizeof(void *)), offsets = aligned(2 * taps * sizeof(Py_ssize_t))
     cdef Py_ssize_t sums_size = s.group * m * taps * lanes
     cdef Py_ssize_t own = list_size + aligned((s.group * s.size + sums_size + 16) * sizeof(real))
-    cdef cnp.ndarray space = workspace(threads * own + offsets + (0 if parts == 1 else parts * D * m * taps * sizeof(real)))
+    cdef Py_ssize_t bytes = threads * own + offsets + (0 if parts == 1 else parts * D * m * taps * sizeof(real)) + 64
+    if dw is NULL:
+        return bytes
+    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
     cdef char *scratch = first_line(space)
     cdef Py_ssize_t *offset = <Py_ssize_t *> (scratch + threads * own)
     cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own + offsets)
@@ -1058,22 +1077,39 @@ cdef int nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py
 
 
 # -------------------------------------------------------------------------------------------------------- what ops calls
+#
+# Every way above tells the bytes that it allocates, and does nothing else, if what it writes is null.
 
-cdef int run(real *like, cnp.ndarray x, cnp.ndarray w, object b, cnp.ndarray y, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
-             bint relu, bint nchw_order, int threads) except -1:
-    cdef real *bias = NULL if b is None else data(<cnp.ndarray> b, like)
+cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
+                    bint relu, bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
     if nchw_order and as_they_lie(h, v, m, False, channels, sizeof(real)):
-        return planes(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, h, v, relu, threads)
+        return planes(x, w, bias, y, N, D, h, v, relu, threads)
     if channels:
-        return turned(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, channels, threads)
+        return turned(x, w, bias, y, N, D, m, h, v, relu, channels, threads)
     if nchw_order:
-        return nchw(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, h, v, relu, threads)
-    return nhwc(data(x, like), data(w, like), bias, data(y, like), x.shape[0], D, m, q, h, v, relu, threads)
+        return nchw(x, w, bias, y, N, D, m, h, v, relu, threads)
+    return nhwc(x, w, bias, y, N, D, m, q, h, v, relu, threads)
 
 
-cdef inline int team(cnp.ndarray y, Py_ssize_t taps, int threads) noexcept:
-    return 1 if cnp.PyArray_SIZE(y) * taps < 2 * ALONE else threads
+cdef Py_ssize_t run_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
+                           bint nchw_order, int threads) except -1:
+    cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
+    if nchw_order and as_they_lie(h, v, m, True, channels, sizeof(real)):
+        return planes_grad_w(dy, x, dw, N, D, h, v, threads)
+    if channels:
+        return turned_grad_w(dy, x, dw, N, D, m, h, v, channels, threads)
+    if nchw_order:
+        return nchw_grad_w(dy, x, dw, N, D, m, h, v, threads)
+    return nhwc_grad_w(dy, x, dw, N, D, m, q, h, v, threads)
+
+
+cdef inline real *pointer(array, real *like) noexcept:
+    return NULL if array is None else data(<cnp.ndarray> array, like)
+
+
+cdef inline int team(Py_ssize_t results, Py_ssize_t taps, int threads) noexcept:
+    return 1 if results * taps < 2 * ALONE else threads
 
 
 def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
@@ -1082,14 +1118,16 @@ def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_s
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], y.shape[H], w.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], y.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, False)
-    threads = team(y, h.F * v.F * q, threads)
-    cdef Py_ssize_t D = x.shape[1 if nchw else 3]
+    threads = team(cnp.PyArray_SIZE(y), h.F * v.F * q, threads)
+    cdef Py_ssize_t D = x.shape[1 if nchw else 3], N = x.shape[0]
+    cdef float *f = NULL
+    cdef double *d = NULL
     if cnp.PyArray_SIZE(y) == 0:
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run(<float *> NULL, x, w, b, y, &h, &v, D, multiplier, q, relu, nchw, threads)
+        run(data(x, f), data(w, f), pointer(b, f), data(y, f), N, D, multiplier, q, &h, &v, relu, nchw, threads)
     else:
-        run(<double *> NULL, x, w, b, y, &h, &v, D, multiplier, q, relu, nchw, threads)
+        run(data(x, d), data(w, d), pointer(b, d), data(y, d), N, D, multiplier, q, &h, &v, relu, nchw, threads)
 
 
 def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
@@ -1098,26 +1136,16 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(dy.shape[H], dx.shape[H], w.shape[F], S_h, top, dil_h, True)
     cdef Axis v = make_axis(dy.shape[H + 1], dx.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, True)
-    threads = team(dy, h.F * v.F * q, threads)
-    cdef Py_ssize_t D = dx.shape[1 if nchw else 3]
+    threads = team(cnp.PyArray_SIZE(dy), h.F * v.F * q, threads)
+    cdef Py_ssize_t D = dx.shape[1 if nchw else 3], N = dx.shape[0]
+    cdef float *f = NULL
+    cdef double *d = NULL
     if cnp.PyArray_SIZE(dx) == 0:
         return
     if cnp.PyArray_TYPE(dy) == cnp.NPY_FLOAT32:
-        run(<float *> NULL, dy, w, None, dx, &h, &v, D, multiplier, q, False, nchw, threads)
+        run(data(dy, f), data(w, f), f, data(dx, f), N, D, multiplier, q, &h, &v, False, nchw, threads)
     else:
-        run(<double *> NULL, dy, w, None, dx, &h, &v, D, multiplier, q, False, nchw, threads)
-
-
-cdef int run_grad_w(real *like, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Axis *h, Axis *v, Py_ssize_t D, Py_ssize_t m, int q,
-                    bint nchw_order, int threads) except -1:
-    cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and as_they_lie(h, v, m, True, channels, sizeof(real)):
-        return planes_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, h, v, threads)
-    if channels:
-        return turned_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, channels, threads)
-    if nchw_order:
-        return nchw_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, h, v, threads)
-    return nhwc_grad_w(data(dy, like), data(x, like), data(dw, like), x.shape[0], D, m, q, h, v, threads)
+        run(data(dy, d), data(w, d), d, data(dx, d), N, D, multiplier, q, &h, &v, False, nchw, threads)
 
 
 def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
@@ -1126,12 +1154,34 @@ def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssi
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], dy.shape[H], dw.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], dy.shape[H + 1], dw.shape[F + 1], S_w, left, dil_w, False)
-    threads = team(dy, h.F * v.F * q, threads)
-    cdef Py_ssize_t D = x.shape[1 if nchw else 3]
+    threads = team(cnp.PyArray_SIZE(dy), h.F * v.F * q, threads)
+    cdef Py_ssize_t D = x.shape[1 if nchw else 3], N = x.shape[0]
+    cdef float *f = NULL
+    cdef double *d = NULL
     if cnp.PyArray_SIZE(dy) == 0:
         dw.fill(0)
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run_grad_w(<float *> NULL, dy, x, dw, &h, &v, D, multiplier, q, nchw, threads)
+        run_grad_w(data(dy, f), data(x, f), data(dw, f), N, D, multiplier, q, &h, &v, nchw, threads)
     else:
-        run_grad_w(<double *> NULL, dy, x, dw, &h, &v, D, multiplier, q, nchw, threads)
+        run_grad_w(data(dy, d), data(x, d), data(dw, d), N, D, multiplier, q, &h, &v, nchw, threads)
+
+
+def workspace(str direction, Py_ssize_t N, Py_ssize_t D, tuple x_size, tuple y_size, tuple F, Py_ssize_t S_h, Py_ssize_t S_w,
+              Py_ssize_t top, Py_ssize_t left, Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw,
+              Py_ssize_t itemsize, int threads):
+    """Bytes that a call allocates for N pictures of D channels; sizes are (rows, columns)."""
+    cdef bint back = direction == "grad_x"
+    cdef Py_ssize_t H1 = x_size[0], W1 = x_size[1], H2 = y_size[0], W2 = y_size[1]
+    cdef Axis h = make_axis(H2 if back else H1, H1 if back else H2, F[0], S_h, top, dil_h, back)
+    cdef Axis v = make_axis(W2 if back else W1, W1 if back else W2, F[1], S_w, left, dil_w, back)
+    cdef float *f = NULL
+    cdef double *d = NULL
+    threads = team(N * D * multiplier * H2 * W2, h.F * v.F * q, threads)
+    if N * D * (H1 * W1 if back else H2 * W2) == 0:
+        return 0
+    if direction == "grad_w":
+        return (run_grad_w(f, f, f, N, D, multiplier, q, &h, &v, nchw, threads) if itemsize == 4
+                else run_grad_w(d, d, d, N, D, multiplier, q, &h, &v, nchw, threads))
+    return (run(f, f, f, f, N, D, multiplier, q, &h, &v, False, nchw, threads) if itemsize == 4
+            else run(d, d, d, d, N, D, multiplier, q, &h, &v, False, nchw, threads))
