@@ -127,8 +127,8 @@ def _depthwise(p: Problem) -> Job:
             if bias is not None:
                 out += bias.reshape(-1, 1, 1) if p.nchw else bias
 
-    sizes = (p.H1, p.W1), w.size, w.F
-    return Job(run, lambda threads: kernels.workspace(p.direction, p.N, p.D1, *sizes, *options, p.nchw, p.itemsize, threads))
+    sizes = p.N, p.D1, p.H1, p.W1, *w.size, *w.F
+    return Job(run, lambda threads: kernels.workspace(p.direction, sizes, options, p.nchw, p.itemsize, threads))
 
 
 def _turn_pictures(a: Any, n: int, pixels: int, depth: int, out: Any, threads: int, nchw: bool) -> Any:

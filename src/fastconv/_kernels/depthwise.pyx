@@ -96,6 +96,10 @@ cdef struct Axis:
     Py_ssize_t first, last            # the same, divided by in_step and rounded down
 
 
+cdef cnp.ndarray allocate(Py_ssize_t bytes):
+    return memory.empty((bytes,), "u1")
+
+
 cdef inline char *first_line(cnp.ndarray space) noexcept:
     """Where its first whole cache line begins: vectors then lie on one each."""
     return <char *> aligned(<Py_ssize_t> cnp.PyArray_DATA(space))
@@ -434,7 +438,7 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
     cdef Py_ssize_t bytes = threads * own + sets * sizeof(real) + 64
     if y is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef real *by_filter = <real *> (scratch + threads * own) if sets and q == 1 else NULL
     cdef real *filter_bias = NULL
@@ -519,7 +523,7 @@ cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
     cdef Py_ssize_t bytes = threads * own + (0 if in_place else parts * size * sizeof(real)) + 64
     if dw is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
     cdef real *own_sums
@@ -642,7 +646,7 @@ cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
     cdef Py_ssize_t bytes = D * parts * own * sizeof(real) + 64
     if dw is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef real *sums = <real *> first_line(space)
     cdef Py_ssize_t item, c, part, n
     cdef unsigned int before = 0
@@ -693,7 +697,7 @@ cdef Py_ssize_t turned(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_s
     cdef Py_ssize_t bytes = threads * own + (taps + 1) * D * m * sizeof(real) + 64
     if y is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef real *by_tap = <real *> (scratch + threads * own)  # [filter of its channel][tap][channel], then biases
     cdef real *biases = by_tap + taps * D * m
@@ -751,7 +755,7 @@ cdef Py_ssize_t turned_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
     cdef Py_ssize_t bytes = threads * own + (0 if parts == 1 else parts * K * taps * sizeof(real)) + 64
     if dw is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own)
     cdef real *read
@@ -929,7 +933,7 @@ cdef Py_ssize_t nchw(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
     cdef Py_ssize_t bytes = threads * own + (phases + 1 + 2 * taps) * sizeof(Py_ssize_t) + 64
     if y is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef Py_ssize_t *begin = <Py_ssize_t *> (scratch + threads * own)
     cdef Py_ssize_t *offset = begin + phases + 1
@@ -1029,7 +1033,7 @@ cdef Py_ssize_t nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
     cdef Py_ssize_t bytes = threads * own + offsets + (0 if parts == 1 else parts * D * m * taps * sizeof(real)) + 64
     if dw is NULL:
         return bytes
-    cdef cnp.ndarray space = memory.empty((bytes,), "u1")
+    cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
     cdef Py_ssize_t *offset = <Py_ssize_t *> (scratch + threads * own)
     cdef real *sums = dw if parts == 1 else <real *> (scratch + threads * own + offsets)
@@ -1167,21 +1171,24 @@ def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssi
         run_grad_w(data(dy, d), data(x, d), data(dw, d), N, D, multiplier, q, &h, &v, nchw, threads)
 
 
-def workspace(str direction, Py_ssize_t N, Py_ssize_t D, tuple x_size, tuple y_size, tuple F, Py_ssize_t S_h, Py_ssize_t S_w,
-              Py_ssize_t top, Py_ssize_t left, Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw,
-              Py_ssize_t itemsize, int threads):
-    """Bytes that a call allocates for N pictures of D channels; sizes are (rows, columns)."""
+def workspace(str direction, tuple sizes, tuple options, bint nchw, Py_ssize_t itemsize, int threads):
+    """Bytes that a call allocates; sizes: N, D, H1, W1, H2, W2 and the window's, options as `forward` takes them."""
     cdef bint back = direction == "grad_x"
-    cdef Py_ssize_t H1 = x_size[0], W1 = x_size[1], H2 = y_size[0], W2 = y_size[1]
-    cdef Axis h = make_axis(H2 if back else H1, H1 if back else H2, F[0], S_h, top, dil_h, back)
-    cdef Axis v = make_axis(W2 if back else W1, W1 if back else W2, F[1], S_w, left, dil_w, back)
+    cdef Py_ssize_t number[15], i
+    for i in range(15):
+        number[i] = sizes[i] if i < 8 else options[i - 8]
+    cdef Py_ssize_t N = number[0], D = number[1], m = options[6], q = options[7]
+    cdef Axis axis[2]
+    for i in range(2):
+        axis[i] = make_axis(number[4 + i if back else 2 + i], number[2 + i if back else 4 + i], number[6 + i], number[8 + i],
+                            number[10 + i], number[12 + i], back)
     cdef float *f = NULL
     cdef double *d = NULL
-    threads = team(N * D * multiplier * H2 * W2, h.F * v.F * q, threads)
-    if N * D * (H1 * W1 if back else H2 * W2) == 0:
+    threads = team(N * D * m * number[4] * number[5], axis[0].F * axis[1].F * q, threads)
+    if N * D * axis[0].n_out * axis[1].n_out == 0:
         return 0
     if direction == "grad_w":
-        return (run_grad_w(f, f, f, N, D, multiplier, q, &h, &v, nchw, threads) if itemsize == 4
-                else run_grad_w(d, d, d, N, D, multiplier, q, &h, &v, nchw, threads))
-    return (run(f, f, f, f, N, D, multiplier, q, &h, &v, False, nchw, threads) if itemsize == 4
-            else run(d, d, d, d, N, D, multiplier, q, &h, &v, False, nchw, threads))
+        return (run_grad_w(f, f, f, N, D, m, q, axis, axis + 1, nchw, threads) if itemsize == 4
+                else run_grad_w(d, d, d, N, D, m, q, axis, axis + 1, nchw, threads))
+    return (run(f, f, f, f, N, D, m, q, axis, axis + 1, False, nchw, threads) if itemsize == 4
+            else run(d, d, d, d, N, D, m, q, axis, axis + 1, False, nchw, threads))
