@@ -105,6 +105,18 @@ def test_weight_gradients_of_large_pictures_are_as_exact(isa, F):
     assert rms(dw - exact) < 6e-6 * rms(exact)
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_direct_weight_gradients_of_many_pixels_are_summed_in_parts(isa, layout):
+    """Of two million pixels none has more than 2 * PART_PIXELS: what one part's sums may be off by, all are."""
+    x, dy = (np.random.default_rng(D).standard_normal((1, 1600, 1200, D)) for D in (3, 8))
+    shape, how = (3, 3, 3, 8), dict(P=1, layout=layout, method="direct")
+    if layout == "NCHW":
+        (x, dy), shape = (np.ascontiguousarray(a.transpose(0, 3, 1, 2)) for a in (x, dy)), (8, 3, 3, 3)
+    exact = fc.conv2d_grad_w(dy, x, shape, **how)
+    dw = fc.conv2d_grad_w(dy.astype("f4"), x.astype("f4"), shape, **how)
+    assert rms(dw - exact) < DIRECT[0] * np.finfo("f4").eps * (2 * costs.PART_PIXELS) ** 0.5 * rms(exact)
+
+
 def test_a_method_that_is_named_is_done_where_it_is_not_exact_enough(isa, monkeypatch, replan):
     """A line of seven taps has one tile only; over 40,000 pixels in a few parts "auto" would not take it."""
     monkeypatch.setattr(costs, "PART_NUMBERS", 1)

@@ -45,6 +45,7 @@ EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are e
 EIGHT_POINTS_TILES = 128  # tiles of a part,
 PART_TILES = 2048  # and with fewer points, or of lines;
 PART_NUMBERS = 1 << 22  # in the sums of all parts at most
+PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
 
 class Problem(NamedTuple):

@@ -350,10 +350,11 @@ def _exchanged(p: Problem) -> Job:
 
 def _weight_gradient(p: Problem) -> Any:
     """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with their own sums:
-    enough for eight threads, if these sums are neither large nor soon done."""
+    enough for eight threads, and so many that none is long, if these sums are neither large nor soon done."""
     gather, weights = _forward(p, True), math.prod(p.window.F) * p.D1 * p.K // p.groups**2
     (N, _, _, _, _, _, H2, W2), work = gather[0], p.flops // 4_000_000 // p.groups
-    most = min(4 if weights > 1 << 16 else 8, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
+    enough = max(4 if weights > 1 << 16 else 8, N * H2 * W2 // costs.PART_PIXELS)
+    most = min(enough, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
     parts = 1 << max(1, most).bit_length() - 1
     return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, parts)
 
