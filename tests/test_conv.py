@@ -301,6 +301,17 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
     assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
 
 
+def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monkeypatch, replan):
+    """For all that are turned over at a time weights are packed once: more than room for one picture would be worth."""
+    p, picture = Problem("heavy weights", 5, 6, 5, 40, 48, S=2, P=1), 4 * (6 * 5 * 40 + 3 * 3 * 48)
+    monkeypatch.setattr(costs, "TURNED", picture)
+    replan()
+    assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
+    how = dict(p.how, layout="NCHW", method="direct", direction="grad_x")
+    one, five = (fc.explain((N, 40, 6, 5), (48, 40, 3, 3), **how).workspace_bytes for N in (1, 5))
+    assert five - one >= 4 * picture
+
+
 @pytest.mark.parametrize(("pictures", "room"), [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4)])
 def test_large_depth_first_pictures_are_turned_over_a_few_groups_at_a_time(isa, monkeypatch, pictures, room, replan):
     """For dx, with room for so many of five groups of a picture; the last pictures or groups may be fewer. So may a bias be cut."""

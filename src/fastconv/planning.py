@@ -166,7 +166,9 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
     if p.groups > 1 and p.picture_bytes > costs.TURNED and not weights_too:
         return _turned_by_groups(p, make)
     (pixels, source), (places, result) = _pixels_and_depths(p)
-    chunk = max(1, min(p.N, costs.TURNED // max(1, p.picture_bytes)))
+    weights = math.prod(p.window.F) * p.D1 // p.groups * p.K * p.itemsize
+    # the weights are packed for each lot of pictures
+    chunk = max(1, min(p.N, max(costs.TURNED, weights) // max(1, p.picture_bytes)))
     jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
@@ -181,8 +183,8 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
             jobs[n].run(a, w, bias, ours, relu, threads)
             _turn_pictures(ours, n, places, result, theirs, threads, not p.nchw)
 
-    weights = math.prod(p.window.F) * p.D1 // p.groups * p.K * p.itemsize if weights_too else 0
-    return Job(run, lambda threads: chunk * p.picture_bytes + weights + jobs[chunk].workspace(threads))
+    space = chunk * p.picture_bytes + (weights if weights_too else 0)
+    return Job(run, lambda threads: space + jobs[chunk].workspace(threads))
 
 
 def _turned_by_groups(p: Problem, make: Callable[[Problem], Job]) -> Job:
