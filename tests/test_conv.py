@@ -312,6 +312,19 @@ def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monke
     assert five - one >= 4 * picture
 
 
+def test_small_groups_of_pictures_from_memory_share_their_parts(isa, monkeypatch, replan):
+    """A weight gradient by Winograd, depth last: eight groups are read together, in two parts of 256 tiles, not one by one."""
+    p = Problem("groups from memory", 2, 63, 64, 32, 48, P=1, groups=8)
+    problem = costs.Problem("grad_w", 2, 63, 64, 32, 48, p.window, 8, False, "float32")
+    assert costs.parts(problem, (4, 4)) == 1
+    monkeypatch.setattr(costs, "STREAM", 0)
+    assert costs.parts(problem, (4, 4)) == 2
+    assert costs.parts(problem._replace(nchw=True), (4, 4)) == costs.parts(problem._replace(groups=1), (4, 4)) // 8 == 1
+    replan()
+    for dtype in DTYPES:
+        assert list(mistakes(p, expected(p, "NHWC", dtype), "winograd", "NHWC")) == []
+
+
 @pytest.mark.parametrize(("pictures", "room"), [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4)])
 def test_large_depth_first_pictures_are_turned_over_a_few_groups_at_a_time(isa, monkeypatch, pictures, room, replan):
     """For dx, with room for so many of five groups of a picture; the last pictures or groups may be fewer. So may a bias be cut."""

@@ -44,6 +44,8 @@ QUARTERED = 6  # taps a side of a window of which Winograd makes four
 EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
 EIGHT_POINTS_TILES = 128  # tiles of a part,
 PART_TILES = 2048  # and with fewer points, or of lines;
+STREAM = 5 << 22  # bytes of pictures, and their results, that no cache keeps
+NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel that are not worth the way to it, and that are
 PART_NUMBERS = 1 << 22  # in the sums of all parts at most
 PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
@@ -293,9 +295,12 @@ def _part_tiles(p: Problem, m: Pair) -> int:
 
 def parts(p: Problem, m: Pair) -> int:
     """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough, and so
-    many that none is long: an error grows with the square root of a part's tiles."""
-    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * p.groups * cut(p) ** 2
-    for_threads = min(8 // max(1, corners), _tiles(p, m) // 64)
+    many that none is long: an error grows with the square root of a part's tiles. Small groups of depth-last pictures that no
+    cache keeps have their corners together, for more of a pixel to be read at a time."""
+    narrow = p.groups > 1 and not p.nchw and p.D1 * p.itemsize <= NARROW * p.groups
+    sets, tiles = (-(-p.D1 * p.itemsize // STRETCH), 256) if narrow and p.N * p.picture_bytes > STREAM else (p.groups, 64)
+    corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * sets * cut(p) ** 2
+    for_threads = min(8 // max(1, corners), _tiles(p, m) // tiles)
     short = min(-(-_tiles(p, m) // _part_tiles(p, m)), PART_NUMBERS // max(1, math.prod(p.window.F) * p.D1 * p.K // p.groups))
     return max(1, for_threads, short)
 

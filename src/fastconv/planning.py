@@ -167,8 +167,8 @@ def _turned(p: Problem, make: Callable[[Problem], Job], weights_too: bool) -> Jo
         return _turned_by_groups(p, make)
     (pixels, source), (places, result) = _pixels_and_depths(p)
     weights = math.prod(p.window.F) * p.D1 // p.groups * p.K * p.itemsize
-    # the weights are packed for each lot of pictures
-    chunk = max(1, min(p.N, max(costs.TURNED, weights) // max(1, p.picture_bytes)))
+    # for each lot of pictures the weights are packed: read and written
+    chunk = max(1, min(p.N, max(costs.TURNED, 2 * weights) // max(1, p.picture_bytes)))
     jobs = {n: make(p._replace(N=n, nchw=not p.nchw, turned=not weights_too)) for n in {chunk, p.N % chunk}}
 
     def run(src: Any, w: Any, bias: Any, dst: Any, relu: bool, threads: int) -> None:
