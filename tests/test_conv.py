@@ -301,6 +301,34 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
     assert list(mistakes(p, expected(p, "NCHW", "float32"), "direct", "NCHW")) == []
 
 
+@pytest.mark.parametrize(
+    ("direction", "side", "D1", "K", "S", "groups", "turned"),
+    [
+        ("grad_x", 7, 2048, 4096, 1, 1, True), ("grad_x", 28, 256, 64, 1, 1, False), ("grad_x", 7, 2048, 4096, 1, 2, False),
+        ("fwd", 7, 2048, 4096, 1, 1, False), ("grad_x", 14, 1024, 2048, 2, 1, True), ("grad_x", 56, 256, 128, 2, 1, False),
+        ("grad_x", 256, 512, 512, 1, 1, False),
+    ],
+)  # fmt: skip
+def test_pictures_of_many_weights_are_turned_over_instead(monkeypatch, direction, side, D1, K, S, groups, turned):
+    """Under 1x1 windows, for dx, which depth first reads its weights across: with 16 numbers a vector and caches of 1 MB."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    monkeypatch.setattr(costs, "TURNED", 4 << 20)
+    w = Problem("pointwise", 8, side, side, D1, K, 1, S=S, groups=groups).window
+    for N in (1, 2, 64):
+        assert costs.better_turned(costs.Problem(direction, N, side, side, D1, K, w, groups, True, "float32")) is turned
+
+
+@pytest.mark.parametrize("S", [1, 2, (1, 3)])
+def test_pictures_under_single_taps_are_turned_over(isa, monkeypatch, S, replan):
+    monkeypatch.setattr(costs, "better_turned", lambda p: p.nchw and p.direction == "grad_x")
+    replan()
+    for dtype in DTYPES:
+        p = Problem("pointwise turned", 3, 5, 7, 40, 23, 1, S=S)
+        assert list(mistakes(p, expected(p, "NCHW", dtype), "direct", "NCHW")) == []
+
+
 def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monkeypatch, replan):
     """For all that are turned over at a time weights are packed once: more than room for one picture would be worth."""
     p, picture = Problem("heavy weights", 5, 6, 5, 40, 48, S=2, P=1), 4 * (6 * 5 * 40 + 3 * 3 * 48)

@@ -184,15 +184,20 @@ def better_turned(p: Problem) -> bool:
         return True
     if p.nchw and p.few_a_group and _short_rows_of_groups(p):
         return True
-    if not p.nchw or p.direction == "grad_w" or w.F == (1, 1) or p._replace(N=1).flops < SMALL_PICTURE:
+    if not p.nchw or p.direction == "grad_w" or p._replace(N=1).flops < SMALL_PICTURE:
         return False
-    if p.direction == "grad_x" and w.S != (1, 1):
+    pointwise, strided = w.F == (1, 1), w.S != (1, 1)
+    if pointwise and (p.direction == "fwd" or p.groups > 1):
+        return False
+    if p.direction == "grad_x" and strided and not pointwise:
         return p.picture_bytes <= TURNED * p.groups or _living(p) < MOSTLY_LIVING  # of large ones a few groups at a time
     if p.picture_bytes > TURNED and _living(p) >= MOSTLY_LIVING:
         return False
     p = nominal(p)
-    turned = PASSES * _turning(p) + direct_cycles(p._replace(nchw=False, turned=True))
-    return turned < TURNED_MARGIN * _depth_first_cycles(p)
+    turned, first = PASSES * _turning(p) + direct_cycles(p._replace(nchw=False, turned=True)), _depth_first_cycles(p)
+    if pointwise:  # depth last the weights of dx lie as they are read, and nothing is scattered
+        return turned * (TURNED_MARGIN if strided else 1) < first + TURNING * p.D1 * p.K / p.VL
+    return turned < TURNED_MARGIN * first
 
 
 def better_depth_first(p: Problem) -> bool:
