@@ -211,6 +211,18 @@ def test_shared_pictures_take_less_than_the_filters_would(isa, shape):
         assert plan.job.workspace(threads) <= (4 << 20) * threads + filters, threads
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_few_pictures_under_many_filters_are_shared_with_the_same_bits(isa, layout):
+    """Their four tiles each are fewer than the 96 filters, which no cache keeps, or more: a picture's bits are the same."""
+    x, w = (np.random.default_rng(n).standard_normal(shape, "f4") for n, shape in enumerate(((26, 7, 7, 1024), (3, 3, 1024, 96))))
+    if layout == "NCHW":
+        x, w = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    many = fc.conv2d(x, w, P=1, layout=layout, method="winograd")
+    for n in (1, 24, 25):
+        assert np.array_equal(fc.conv2d(x[:n], w, P=1, layout=layout, method="winograd"), many[:n]), n
+
+
 def test_no_pictures_have_a_plan_like_others(isa):
     for direction in ("fwd", "grad_x", "grad_w"):
         plan = fc.explain((0, 8, 8, 64), (3, 3, 64, 64), direction=direction, P=1, method="winograd")

@@ -23,7 +23,7 @@ The transforms are in winograd.h; the products are the register tile's: for each
 times one of channels x filters.
 
 A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
-thread, or, under more filters than the shared cache keeps, by all of them (`blocks_together`). Tiles that the picture's edge cuts
+thread, or, if they are fewer than the filters and no cache keeps these, by all of them (`blocks_together`). Tiles that an edge cuts
 do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each value has its tiles side by side (`Slots`).
 What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels]. Pictures
 that no cache keeps are called for while the block before is multiplied (`Walk`).
@@ -557,8 +557,8 @@ cdef struct Blocks:
     # U may be too large for the shared cache, or a thread has one block only, and it takes longer to fetch filters from another
     # core's cache than to transform them: then each task transforms the filters that it needs, a chunk of channels at a time.
     bint fused
-    # Where U is too large, the shared cache keeps the V of so many blocks at once, for all threads: a block then has many tiles,
-    # and filters are transformed once for all of them. 0: a thread transforms the pictures that it needs.
+    # Where U is too large, and larger than V, the shared cache keeps the V of so many blocks at once, for all threads: a block then
+    # has many tiles, and filters are transformed once for all of them. 0: a thread transforms the pictures that it needs.
     Py_ssize_t together
 
 
@@ -576,7 +576,7 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
     z.u_panel = s.C * NR
     z.u_step = odd_lines(panels * z.u_panel, like)
-    z.together = s.groups * z.u_step * each > U_LARGE
+    z.together = s.groups * z.u_step * each > U_LARGE and total <= panels * NR
     z.cuts = z.tasks = 1
     if not z.together and threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads):
         z.tasks = least(4, panels // threads)
