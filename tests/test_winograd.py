@@ -218,9 +218,12 @@ def test_few_pictures_under_many_filters_are_shared_with_the_same_bits(isa, layo
     if layout == "NCHW":
         x, w = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    many = fc.conv2d(x, w, P=1, layout=layout, method="winograd")
+    how = dict(P=1, layout=layout, method="winograd")
+    many = fc.conv2d(x, w, **how)
     for n in (1, 24, 25):
-        assert np.array_equal(fc.conv2d(x[:n], w, P=1, layout=layout, method="winograd"), many[:n]), n
+        assert np.array_equal(fc.conv2d(x[:n], w, **how), many[:n]), n
+    few, more = (fc.explain((n, *x.shape[1:]), w.shape, **how).workspace_bytes for n in (24, 25))
+    assert few < 36 * 1024 * 96 * 4 < more
 
 
 def test_no_pictures_have_a_plan_like_others(isa):

@@ -45,7 +45,7 @@ EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are e
 EIGHT_POINTS_TILES = 128  # tiles of a part,
 PART_TILES = 2048  # and with fewer points, or of lines;
 STREAM = 5 << 22  # bytes of pictures, and their results, that no cache keeps
-NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel that are not worth the way to it, and that are
+NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel: so few are not worth the way to it, so many are
 PART_NUMBERS = 1 << 22  # in the sums of all parts at most
 PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
@@ -178,7 +178,8 @@ def _short_rows_of_groups(p: Problem) -> bool:
 
 def better_turned(p: Problem) -> bool:
     """Whether depth-first pictures are turned over before and after a gather. That costs less than what it saves: scattering dx
-    by phases, panels of pixels from rows of a few, or products of padding. A single pixel need not be turned."""
+    by phases, panels of pixels from rows of a few, products of padding, or weights that are read across. A single pixel need
+    not be turned."""
     w = p.window
     if p.nchw and p.direction != "grad_w" and p.H1 == p.W1 == math.prod(w.size) == 1:
         return True
