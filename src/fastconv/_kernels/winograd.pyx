@@ -51,6 +51,7 @@ find_tiles(addresses)
 cdef enum:
     U_LARGE = 12 << 20  # bytes of transformed filters that the shared cache does not keep beside the rest
     V_LARGE = 10 << 20  # bytes of transformed pictures that it keeps for all threads
+    M_LARGE = 20 << 20  # bytes of products that are worth keeping, for pictures to be transformed a lot of channels at a time
     M_SHARE = 600000  # bytes of products that a core's second-level cache keeps beside filters
     STREAM = 5 << 22  # bytes of pictures that no cache keeps: results are written past them
     LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
@@ -560,6 +561,7 @@ cdef struct Blocks:
     # Where U is too large, and larger than V, the shared cache keeps the V of so many blocks at once, for all threads: a block then
     # has many tiles, and filters are transformed once for all of them. 0: a thread transforms the pictures that it needs.
     Py_ssize_t together
+    Py_ssize_t lot                    # chunks at once: all, or of a block whose V is too large so many; M is kept for all filters then
 
 
 cdef int team(Shape *s, int threads) noexcept nogil:
@@ -597,10 +599,15 @@ cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     z.v_step = odd_lines(z.tiles * z.ld, like)
     z.v_chunk = s.values * z.v_step
     z.v_own = 0 if z.together else z.chunks * z.v_chunk
-    if z.together:
-        z.together = most(1, V_LARGE // <Py_ssize_t> sizeof(real) // (z.chunks * z.v_chunk))
-        z.together = least(z.together, s.groups * ceil_div(total, z.tiles))
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
+    z.lot = z.chunks
+    if z.together:
+        z.together = V_LARGE // <Py_ssize_t> sizeof(real) // (z.chunks * z.v_chunk)
+        z.together = least(z.together, s.groups * ceil_div(total, z.tiles))
+        if z.together == 0:
+            z.together = 1
+            z.lot = most(1, V_LARGE // 2 // <Py_ssize_t> sizeof(real) // z.v_chunk)
+            z.lot = ceil_div(z.chunks, ceil_div(z.chunks, z.lot))  # even
     z.patch = patch_size(s, z.tiles, like)
     z.scratch = (z.v_own + s.values * (z.m_step + (z.u_step if z.fused else 0)) + z.patch) * sizeof(real)
     z.scratch = aligned(z.scratch + sizeof(Py_ssize_t))
@@ -611,7 +618,9 @@ cdef Py_ssize_t block_tiles(Shape *s, Blocks *z, Py_ssize_t total, int threads, 
     """How many tiles of `total` a block has, of so many bytes a channel or filter."""
     cdef Py_ssize_t tile = each * (z.chunks * z.ld + z.panels_at_once * z.width), tiles, alone, rounds
     if z.together:
-        tiles = least(M_SHARE // z.width, V_LARGE // (z.chunks * z.ld)) // each
+        tiles = least(total, M_SHARE // z.width // each)
+        if tiles * each * s.targets * z.panels * z.width > M_LARGE:
+            tiles = least(tiles, V_LARGE // (z.chunks * z.ld) // each)
         tiles = most(TILE_MR, least(tiles, total * s.groups * s.targets * z.panels // (2 * threads)))  # two tasks a thread
         return ceil_div(total, most(1, ceil_div(total, tiles)))
     # A block of V and M should stay in the second-level cache, but each block reads all of U again.
@@ -642,7 +651,10 @@ cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
     cdef Shape *s = &self.s
     cdef Blocks z = plan_blocks(s, threads, like)
     cdef Py_ssize_t shared = shared_numbers(s, &z)
-    return (z.together * z.chunks * z.v_chunk + s.groups * (shared + z.panels * z.width)) * sizeof(real) + threads * z.scratch
+    shared = s.groups * (shared + z.panels * z.width) + z.together * z.lot * z.v_chunk
+    if z.lot < z.chunks:
+        shared += s.targets * z.panels * s.values * z.m_step
+    return shared * sizeof(real) + threads * z.scratch
 
 
 cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cnp.ndarray dst, bint relu, int threads,
@@ -714,7 +726,7 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     held(z, scratch)[0] = q * s.groups + g
     multiply_block(s, z, src, w, U + (0 if z.fused else g * s.values * z.u_step), V, M, M + s.values * z.m_step,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, q, q_end, panels * cut // z.cuts,
-                   panels * (cut + 1) // z.cuts, 0, <int> s.nh)
+                   panels * (cut + 1) // z.cuts, 0, 0, <int> s.nh)
 
 
 cdef void value_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst, Py_ssize_t i, char *scratch) noexcept nogil:
@@ -724,43 +736,48 @@ cdef void value_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst
     cdef real *V = <real *> scratch
     cdef real *patch = V + z.v_own + s.values * z.m_step
     transform_pictures(s, z, src, 0, 0, total, 0, s.C, first, last, V, patch)
-    multiply_block(s, z, src, w, NULL, V, M, patch, NULL, dst, False, 0, 0, total, 0, 1, first, last)
+    multiply_block(s, z, src, w, NULL, V, M, patch, NULL, dst, False, 0, 0, total, 0, 1, 0, first, last)
 
 
 cdef void blocks_together(Shape *s, Blocks *z, real *src, real *w, real *V, real *biases, real *dst, bint relu, Py_ssize_t blocks,
                           int threads, char *space) noexcept nogil:
     """All blocks of all groups, as many at once as V holds: first their pictures, then a panel of filters a task."""
-    cdef Py_ssize_t at = 0, n
+    cdef Py_ssize_t at = 0, chunk = 0, n, chunks
     cdef Share shares[SHARES]
     while at < s.groups * blocks:
-        n = least(z.together, s.groups * blocks - at)
-        make_shares(shares, threads, n * z.chunks)
-        for _ in prange(n * z.chunks, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
-            picture_task(s, z, src, V, take(shares, threads, threadid()), at, n, blocks, space + threadid() * z.scratch)
+        n, chunks = least(z.together, s.groups * blocks - at), least(z.lot, z.chunks - chunk)
+        make_shares(shares, threads, n * chunks)
+        for _ in prange(n * chunks, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
+            picture_task(s, z, src, V, take(shares, threads, threadid()), at, n, blocks, chunk, space + threadid() * z.scratch)
         make_shares(shares, threads, n * s.targets * z.panels)
         for _ in prange(n * s.targets * z.panels, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
-            panel_task(s, z, src, w, V, biases, dst, relu, take(shares, threads, threadid()), at, n, blocks,
+            panel_task(s, z, src, w, V, biases, dst, relu, take(shares, threads, threadid()), at, n, blocks, chunk,
                        space + threadid() * z.scratch)
-        at += n
+        chunk += chunks
+        if chunk == z.chunks:
+            at, chunk = at + n, 0
 
 
 cdef void picture_task(Shape *s, Blocks *z, real *src, real *V, Py_ssize_t i, Py_ssize_t at, Py_ssize_t n, Py_ssize_t blocks,
-                       char *scratch) noexcept nogil:
-    """Task i: a chunk of channels, then one of the n blocks, counted over the groups, from `at` on."""
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, c = i // n * z.channels
+                       Py_ssize_t chunk, char *scratch) noexcept nogil:
+    """Task i: one of a lot's chunks, from `chunk` on, then one of the n blocks, counted over the groups, from `at` on."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, c = (chunk + i // n) * z.channels
     transform_pictures(s, z, src, (at + i % n) // blocks, total * block // blocks, total * (block + 1) // blocks, c,
-                       least(s.C, c + z.channels), 0, <int> s.nh, V + (i % n * z.chunks + i // n) * z.v_chunk,
+                       least(s.C, c + z.channels), 0, <int> s.nh, V + (i % n * z.lot + i // n) * z.v_chunk,
                        <real *> scratch + s.values * z.m_step)
 
 
 cdef void panel_task(Shape *s, Blocks *z, real *src, real *w, real *V, real *biases, real *dst, bint relu, Py_ssize_t i,
-                     Py_ssize_t at, Py_ssize_t n, Py_ssize_t blocks, char *scratch) noexcept nogil:
+                     Py_ssize_t at, Py_ssize_t n, Py_ssize_t blocks, Py_ssize_t chunk, char *scratch) noexcept nogil:
     """Task i: a panel of filters, then one of those blocks."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, g = (at + i % n) // blocks
     cdef real *M = <real *> scratch
-    multiply_block(s, z, src, w, NULL, V + i % n * z.chunks * z.v_chunk, M, M + s.values * z.m_step,
+    cdef real *patch = M + s.values * z.m_step
+    if z.lot < z.chunks:
+        M = V + z.lot * z.v_chunk + i * s.values * z.m_step
+    multiply_block(s, z, src, w, NULL, V + i % n * z.lot * z.v_chunk, M, patch,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
-                   total * (block + 1) // blocks, i // n, i // n + 1, 0, <int> s.nh)
+                   total * (block + 1) // blocks, i // n, i // n + 1, chunk, 0, <int> s.nh)
 
 
 cdef void transform_pictures(Shape *s, Blocks *z, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t c,
@@ -891,10 +908,10 @@ cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *V, real *M, real *patch, real *bias, real *dst,
                          bint relu, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end,
-                         int first, int last) noexcept nogil:
-    """Tiles q to q_end of all pictures, some panels of filters of group g, all rows of the values, or first to last of them: then
-    they stay in M."""
-    cdef Py_ssize_t NR = z.width, end, c, c_end, i, chunk, target
+                         Py_ssize_t lot, int first, int last) noexcept nogil:
+    """Tiles q to q_end of all pictures, some panels of filters of group g, a lot of chunks from `lot` on, and all rows of the
+    values, or first to last of them. Sums that lack some of either stay in M."""
+    cdef Py_ssize_t NR = z.width, lot_end = least(z.chunks, lot + z.lot), end, c, c_end, i, chunk, target
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
@@ -907,13 +924,13 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     while panel < panel_end:
         target = panel // z.panels
         end = least(least(panel_end, panel + z.panels_at_once), (target + 1) * z.panels)
-        for chunk in range(z.chunks):
+        for chunk in range(lot, lot_end):
             c, c_end = chunk * z.channels, least(s.C, (chunk + 1) * z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
-            multiply(s, z, V + chunk * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
-        if last - first == s.nh:
+            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
+        if lot_end == z.chunks and last - first == s.nh:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                               least((end - target * z.panels) * NR, s.K), M, z.panels_at_once * NR, z.m_step, bias, relu, patch)
         panel = end
