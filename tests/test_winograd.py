@@ -226,6 +226,43 @@ def test_few_pictures_under_many_filters_are_shared_with_the_same_bits(isa, layo
     assert few < 36 * 1024 * 96 * 4 < more
 
 
+@functools.cache
+def deep_problem(direction, S, layout):
+    """(p, first, w, exact): x or dy of more channels than the caches keep pictures of, transformed, and y or dx of the first one."""
+    N, side, D1, K = {("fwd", 1): (2, 20, 2048, 192), ("fwd", 2): (3, 20, 1024, 192), ("grad_x", 2): (5, 24, 64, 2304)}[direction, S]
+    p = Problem(f"{direction} S={S} of deep pictures", N, side, side, D1, K, 3, S=S, P=1)
+    x, w, _, dy = p.arrays(layout, np.float32, seed=S)
+    one = reference.conv2d(x[:1].astype("f8"), w.astype("f8"), layout=layout, **p.how) if direction == "fwd" else (
+        reference.conv2d_grad_x(dy[:1].astype("f8"), w.astype("f8"), (1, *x.shape[1:]), layout=layout, **p.how)
+    )
+    return p, x if direction == "fwd" else dy, w, one
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize(("direction", "S", "values"), [("fwd", 1, 36), ("fwd", 2, 16), ("grad_x", 2, 16)])
+def test_deep_pictures_are_transformed_a_lot_of_channels_at_a_time(isa, direction, S, values, layout):
+    """Half of what is kept of others, and the sums of all filters; a picture's bits are those it has by itself, all channels at once."""
+    p, given, w, exact = deep_problem(direction, S, layout)
+    how = dict(layout=layout, method="winograd", **p.how)
+
+    def made(n, threads):
+        with fc.num_threads(threads):
+            if direction == "fwd":
+                return fc.conv2d(given[:n], w, **how)
+            return fc.conv2d_grad_x(given[:n], w, (n, *p.x_shape(layout)[1:]), **how)
+
+    one = made(1, 1)
+    for kind, error in enumerate(errors(one, exact, np.finfo("f4").eps)):
+        transforms, sums = (TRANSFORMS[3], SUM[3]) if S == 1 else PHASES[3]
+        assert error < transforms[kind] + sums[kind] * (p.D1 if direction == "fwd" else p.K) ** 0.5
+    for threads in (1, 2, 3):
+        assert np.array_equal(made(p.N, threads)[:1], one), threads
+    plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction=direction, **how)
+    tiles = p.N * (25 if S == 1 else 16)
+    sums = tiles * values * (p.K if direction == "fwd" else 4 * p.D1) * 4
+    assert plan.job.workspace(1) < (5 << 20) + 1.1 * sums + (plan.job.workspace(2) - plan.job.workspace(1))
+
+
 def test_no_pictures_have_a_plan_like_others(isa):
     for direction in ("fwd", "grad_x", "grad_w"):
         plan = fc.explain((0, 8, 8, 64), (3, 3, 64, 64), direction=direction, P=1, method="winograd")
