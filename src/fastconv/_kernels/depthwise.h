@@ -95,6 +95,16 @@ static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind =
 #undef SUFFIX
 #undef LANES
 
+#if !(VECTOR_BYTES == 64 && defined(__AVX512F__)) /* short rows are not made */
+static inline int dw_short_made(ptrdiff_t window, ptrdiff_t S, ptrdiff_t H, ptrdiff_t W, ptrdiff_t height, ptrdiff_t width) { return 0; }
+static inline void dw_short(ptrdiff_t window, ptrdiff_t S, const float *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                            const float *w, float *y, ptrdiff_t height, ptrdiff_t width, const float *bias, int relu, ptrdiff_t D,
+                            ptrdiff_t plane, ptrdiff_t n) {}
+static inline void dw_short_grad(ptrdiff_t S, const float *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left,
+                                 const float *dy, ptrdiff_t height, ptrdiff_t width, ptrdiff_t D, ptrdiff_t images, ptrdiff_t c,
+                                 ptrdiff_t c_end, float *total, ptrdiff_t total_step) {}
+#endif
+
 #define REAL double
 #define SUFFIX _f64
 #if VECTOR_BYTES == 64
@@ -512,6 +522,152 @@ static void CAT(dw_plane)(ptrdiff_t F, ptrdiff_t step, DW_PLANE_ARGUMENTS) {
 #undef DW_PLANE_ARGUMENTS
 #undef DW_DEFINE_PLANE
 #undef DW_LIST_PLANE
+
+/* Planes whose rows are one vector, with numbers of 32 bits and masks: what a tap meets is picked out of a row in registers, and two
+ * rows of up to 8 results are one vector. */
+#if LANES == 16 && defined(__AVX512F__)
+#define DW_SHORT 16
+typedef struct {
+    __m512i from[DW_WIDEST];
+    __mmask16 lanes[DW_WIDEST], inside[DW_WIDEST + 2 * DW_SHORT], both[DW_WIDEST + 2 * DW_SHORT]; /* of rows -DW_WIDEST and on */
+} dw_picks;
+
+/* For tap j and lane o, or lane o of the second half: number o * step + j - left of the first row, or of the second. */
+INLINE dw_picks dw_picks_at(const int F, const int rows, const int step, ptrdiff_t left, ptrdiff_t H, ptrdiff_t W, ptrdiff_t width) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i o = rows == 2 ? _mm512_and_epi32(lane, _mm512_set1_epi32(7)) : lane;
+    /* with a step of 1 both rows are one vector as they lie */
+    const __m512i second = rows == 1 ? _mm512_setzero_si512()
+                         : step == 1 ? _mm512_maskz_set1_epi32(0xff00, (int)W)
+                                     : _mm512_maskz_set1_epi32(0xff00, 16);
+    const __mmask16 made = _mm512_cmplt_epu32_mask(o, _mm512_set1_epi32((int)width));
+    dw_picks p;
+    UNROLL for (int j = 0; j < F; j++) {
+        const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(o, _mm512_set1_epi32(step)), _mm512_set1_epi32((int)(j - left)));
+        p.lanes[j] = _mm512_mask_cmplt_epu32_mask(made, at, _mm512_set1_epi32((int)W)); /* a number before the row is huge */
+        p.from[j] = _mm512_add_epi32(at, second);
+    }
+    for (int i = 0; i < DW_WIDEST + 2 * DW_SHORT; i++) {
+        const ptrdiff_t row = i - DW_WIDEST;
+        const unsigned whole = (1u << W) - 1, first = row >= 0 && row < H ? whole : 0, next = row >= -1 && row + 1 < H ? whole : 0;
+        p.inside[i] = (__mmask16)first;
+        p.both[i] = (__mmask16)(first | next << W);
+    }
+    return p;
+}
+
+/* What the F taps meet in `row` of the plane and, in the second half, `step` rows below it. */
+INLINE void dw_pick(const int F, const int rows, const int step, const float *x, ptrdiff_t W, ptrdiff_t row, const dw_picks *p,
+                    VEC *v) {
+    const __mmask16 *const inside = p->inside + DW_WIDEST + row;
+    const __m512 a = _mm512_maskz_loadu_ps(rows == 2 && step == 1 ? inside[p->both - p->inside] : inside[0], x + row * W);
+    if (rows == 1 || step == 1) {
+        UNROLL for (int j = 0; j < F; j++) v[j] = (VEC)_mm512_maskz_permutexvar_ps(p->lanes[j], p->from[j], a);
+    } else {
+        const __m512 b = _mm512_maskz_loadu_ps(inside[step], x + (row + step) * W);
+        UNROLL for (int j = 0; j < F; j++) v[j] = (VEC)_mm512_maskz_permutex2var_ps(p->lanes[j], a, p->from[j], b);
+    }
+}
+
+/* n planes of D channels from number `plane` on: y[r][o] = bias + sum of w[i][j] * x[r * step + i - top][o * step + j - left], DW_ROWS
+ * vectors at a time. */
+#define DW_SHORT_ARGUMENTS const float *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const float *w, float *y, \
+                           ptrdiff_t height, ptrdiff_t width, const float *bias, int relu, ptrdiff_t D, ptrdiff_t plane, \
+                           ptrdiff_t n
+INLINE void dw_short_body(const int F, const int rows, const int step, DW_SHORT_ARGUMENTS) {
+    const dw_picks picks = dw_picks_at(F, rows, step, left, H, W, width);
+    const __mmask16 made = (__mmask16)((1u << width) - 1);
+    ptrdiff_t c = plane % D;
+    x += plane * H * W;
+    y += plane * height * width;
+    for (; n > 0; n--, c = c + 1 < D ? c + 1 : 0, x += H * W, y += height * width) {
+        const float *weights = w + c * F * F;
+        VEC wt[9];
+        in_a_register(weights); /* or else the address of each is kept, not this one */
+        UNROLL for (int t = 0; t < 9; t++) wt[t] = CAT(splat)(weights[t]);
+        for (ptrdiff_t begin = 0; begin < height; begin += DW_ROWS * rows) {
+            VEC acc[DW_ROWS], v[DW_WIDEST];
+            UNROLL for (int m = 0; m < DW_ROWS; m++) acc[m] = CAT(splat)(bias ? bias[c] : 0);
+            UNROLL for (int i = 0; i < (DW_ROWS - 1) * rows * step + F; i++) {
+                const ptrdiff_t row = begin * step + i - top;
+                if (rows == 1 && (row < 0 || row >= H)) continue;
+                dw_pick(F, rows, step, x, W, row, &picks, v);
+                UNROLL for (int m = 0; m < DW_ROWS; m++)
+                    if (i >= m * rows * step && i - m * rows * step < F && (F <= 3 || m == 0 || begin + m * rows < height))
+                        UNROLL for (int j = 0; j < F; j++) {
+                            const int t = (i - m * rows * step) * F + j;
+                            acc[m] = CAT(fma)(F <= 3 ? wt[t] : CAT(splat)(weights[t]), v[j], acc[m]);
+                        }
+            }
+            UNROLL for (int m = 0; m < DW_ROWS; m++) {
+                const ptrdiff_t r = begin + m * rows;
+                const __m512 sum = (__m512)(relu ? CAT(relu)(acc[m]) : acc[m]);
+                if (r < height) _mm512_mask_storeu_ps(y + r * width, made, sum);
+                if (rows == 2 && r + 1 < height) _mm512_mask_storeu_ps(y + (r + 1) * width - 8, (__mmask16)(made << 8), sum);
+            }
+        }
+    }
+}
+/* Windows, rows a vector, steps, and results a row: with fewer too many lanes are lost, and planes are better turned over. */
+#define DW_EACH_SHORT(X) X(3, 1, 1, 9) X(3, 2, 1, 7) X(3, 2, 2, 7) X(5, 1, 1, 11) X(7, 1, 1, 13)
+#define DW_IS_SHORT(F, rows, step, least) (window == F && S == step && W <= (rows > step ? 8 : 16) && width >= least && width <= 16 / rows)
+#define DW_DEFINE_SHORT(F, rows, step, least) \
+    static void dw_short_##F##_##rows##_##step(DW_SHORT_ARGUMENTS) { \
+        dw_short_body(F, rows, step, x, H, W, top, left, w, y, height, width, bias, relu, D, plane, n); \
+    }
+DW_EACH_SHORT(DW_DEFINE_SHORT)
+static void dw_short(ptrdiff_t window, ptrdiff_t S, DW_SHORT_ARGUMENTS) {
+#define DW_CALL_SHORT(F, rows, step, least) \
+    if (DW_IS_SHORT(F, rows, step, least)) \
+        dw_short_##F##_##rows##_##step(x, H, W, top, left, w, y, height, width, bias, relu, D, plane, n);
+    DW_EACH_SHORT(DW_CALL_SHORT)
+#undef DW_CALL_SHORT
+}
+static int dw_short_made(ptrdiff_t window, ptrdiff_t S, ptrdiff_t H, ptrdiff_t W, ptrdiff_t height, ptrdiff_t width) {
+#define DW_OR_SHORT(F, rows, step, least) || DW_IS_SHORT(F, rows, step, least)
+    return H <= DW_SHORT && height <= DW_SHORT && (0 DW_EACH_SHORT(DW_OR_SHORT));
+#undef DW_OR_SHORT
+}
+
+/* total[c][t][lane] += dy * x under tap t of a 3x3 window, over the planes c to c_end of D of each of `images`; a plane's sums are
+ * their own first. */
+#define DW_SHORT_GRAD_ARGUMENTS const float *x, ptrdiff_t H, ptrdiff_t W, ptrdiff_t top, ptrdiff_t left, const float *dy, \
+                                ptrdiff_t height, ptrdiff_t width, ptrdiff_t D, ptrdiff_t images, ptrdiff_t c, ptrdiff_t c_end, \
+                                float *total, ptrdiff_t total_step
+INLINE void dw_short_grad_body(const int rows, const int step, DW_SHORT_GRAD_ARGUMENTS) {
+    const dw_picks picks = dw_picks_at(3, rows, step, left, H, W, width);
+    const unsigned row = (1u << width) - 1;
+    for (ptrdiff_t plane = 0; plane < images * D; plane += D) {
+        for (ptrdiff_t k = c; k < c_end; k++) {
+            const float *const in = x + (plane + k) * H * W, *const given = dy + (plane + k) * height * width;
+            float *const to = total + (k - c) * total_step;
+            __m512 acc[9];
+            UNROLL for (int t = 0; t < 9; t++) acc[t] = _mm512_setzero_ps();
+            for (ptrdiff_t r = 0; r < height; r += rows) {
+                const __mmask16 next = (__mmask16)(rows == 2 && r + 1 < height ? row << 8 : 0);
+                __m512 g = _mm512_maskz_loadu_ps((__mmask16)row, given + r * width);
+                if (rows == 2) g = _mm512_mask_loadu_ps(g, next, given + (r + 1) * width - 8);
+                UNROLL for (int i = 0; i < 3; i++) {
+                    VEC v[3];
+                    dw_pick(3, rows, step, in, W, r * step + i - top, &picks, v);
+                    UNROLL for (int j = 0; j < 3; j++) /* no lanes without dy: zero times what is there need not be zero */
+                        acc[3 * i + j] = _mm512_mask3_fmadd_ps(g, (__m512)v[j], acc[3 * i + j], (__mmask16)(row | next));
+                }
+            }
+            UNROLL for (int t = 0; t < 9; t++) _mm512_storeu_ps(to + t * VL, _mm512_add_ps(_mm512_loadu_ps(to + t * VL), acc[t]));
+        }
+    }
+}
+static void dw_short_grad(ptrdiff_t S, DW_SHORT_GRAD_ARGUMENTS) {
+    if (width > 8) dw_short_grad_body(1, 1, x, H, W, top, left, dy, height, width, D, images, c, c_end, total, total_step);
+    else if (S == 1) dw_short_grad_body(2, 1, x, H, W, top, left, dy, height, width, D, images, c, c_end, total, total_step);
+    else dw_short_grad_body(2, 2, x, H, W, top, left, dy, height, width, D, images, c, c_end, total, total_step);
+}
+#undef DW_SHORT_GRAD_ARGUMENTS
+#undef DW_SHORT_ARGUMENTS
+#undef DW_DEFINE_SHORT
+#undef DW_IS_SHORT
+#endif
 
 /* Rows r to r_end of the gradient by the picture for steps of 2, from dy of H x W: dx[r][2q + b] = sum over the taps that
  * meet it, (r + top - i) and (b + left - j) even, of w[i][j] * dy[(r + top - i) / 2][q + (b + left - j) / 2]. Of a row of dy
