@@ -95,6 +95,28 @@ SHAPES = [
     (1, 8, 15, 20, (2, 11), 1, (1, 5), 1, 2),
     (1, 6, 25, 17, (1, 22), (1, 2), (0, 11), 1, 1),
     (1, 5, 31, 18, (1, 13), 1, (0, 12), (1, 2), 1),
+    # planes whose rows are a vector, or two of them: sizes and pads to the largest, and past it; more of them than a task takes
+    (2, 7, 7, 70, 3, 1, 1, 1, 1),
+    (3, 8, 8, 5, 3, 1, 1, 1, 1),
+    (2, 9, 8, 3, 3, 1, ((7, 2), (1, 0)), 1, 1),
+    (2, 11, 9, 3, 3, 1, 0, 1, 1),
+    (2, 5, 8, 3, 3, 1, ((8, 0), (1, 1)), 1, 1),
+    (2, 16, 7, 2, 3, 1, 1, 1, 1),
+    (2, 17, 7, 2, 3, 1, 1, 1, 1),
+    (3, 16, 16, 3, 3, 2, 1, 1, 1),
+    (2, 15, 14, 40, 3, 2, 1, 1, 1),
+    (2, 13, 13, 4, 3, 2, ((0, 1), (0, 1)), 1, 1),
+    (2, 16, 15, 3, 3, 2, ((7, 3), (2, 3)), 1, 1),
+    (2, 12, 16, 3, 3, 2, ((0, 7), (5, 6)), 1, 1),
+    (2, 16, 16, 3, 3, 1, 1, 1, 1),
+    (2, 17, 16, 3, 3, 1, 1, 1, 1),
+    (2, 3, 9, 2, 3, 1, ((7, 6), (4, 3)), 1, 1),
+    (2, 16, 16, 3, 5, 1, 2, 1, 1),
+    (2, 13, 11, 2, 5, 1, ((7, 0), (1, 3)), 1, 1),
+    (2, 14, 14, 3, 5, 2, 2, 1, 1),
+    (2, 16, 13, 2, 5, 2, ((1, 7), (6, 2)), 1, 1),
+    (2, 14, 16, 2, 7, 1, 3, 1, 1),
+    (2, 5, 13, 2, 7, 1, ((7, 4), (6, 0)), 1, 1),
 ]
 
 
@@ -182,11 +204,17 @@ def test_no_images(isa, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_number_that_is_not_finite_goes_where_it_belongs(isa, layout, value):
-    """One such cell in the corner of x: only the results and weights that meet it show it."""
-    a = arrays((1, 8, 9, 5, 3, 1, 1, 1, 1), layout, "float32")
+@pytest.mark.parametrize("corner", [0, -1])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 9, 5, 3, 1, 1, 1, 1), (2, 7, 7, 5, 3, 1, 1, 1, 1), (2, 14, 13, 5, 3, 2, 1, 1, 1), (2, 15, 13, 5, 3, 1, 1, 1, 1)],
+    ids=str,
+)
+def test_a_number_that_is_not_finite_goes_where_it_belongs(isa, layout, shape, corner, value):
+    """One such cell in a corner of x: only the results and weights that meet it show it."""
+    a = arrays(shape, layout, "float32")
     x = a[0].copy()
-    x[0, 0, 0, 0] = value
+    x[corner, corner, corner, corner] = value
     a = (x, *a[1:])
     for kind in ("y", "dw"):
         got, want = call(kind, a, layout, 2), exact(kind, a)

@@ -52,13 +52,6 @@ cdef extern from "depthwise.h" nogil:
     void dw_plane_f64(Py_ssize_t F, Py_ssize_t step, const double *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
                       const double *w, Py_ssize_t w_step, double *y, Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end,
                       const double *bias, int relu)
-    int dw_short_made(Py_ssize_t F, Py_ssize_t S, Py_ssize_t H, Py_ssize_t W, Py_ssize_t height, Py_ssize_t width)
-    void dw_short(Py_ssize_t F, Py_ssize_t S, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left,
-                  const float *w, float *y, Py_ssize_t height, Py_ssize_t width, const float *bias, int relu, Py_ssize_t D,
-                  Py_ssize_t plane, Py_ssize_t n)
-    void dw_short_grad(Py_ssize_t S, const float *x, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *dy,
-                       Py_ssize_t height, Py_ssize_t width, Py_ssize_t D, Py_ssize_t images, Py_ssize_t c, Py_ssize_t c_end,
-                       float *total, Py_ssize_t total_step)
     void dw_plane_back_f32(const float *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const float *w, float *dx,
                            Py_ssize_t width, Py_ssize_t r, Py_ssize_t r_end, Py_ssize_t some_rows)
     void dw_plane_back_f64(const double *dy, Py_ssize_t H, Py_ssize_t W, Py_ssize_t top, Py_ssize_t left, const double *w,
@@ -75,6 +68,17 @@ cdef extern from "depthwise.h" nogil:
     void dw_deal_f64(double *dst, Py_ssize_t step, const double *src, Py_ssize_t n, Py_ssize_t S)
     void dw_collect_f32(float *dst, const float *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S)
     void dw_collect_f64(double *dst, const double *src, Py_ssize_t step, Py_ssize_t n, Py_ssize_t S)
+
+cdef extern from "short_rows.h" nogil:
+    ctypedef struct sr_planes:
+        Py_ssize_t D, H, W, top, left, height, width
+    int sr_made(Py_ssize_t F, Py_ssize_t S, const sr_planes *g)
+    int sr_back_made(Py_ssize_t F, Py_ssize_t S, const sr_planes *g)
+    void sr_forward(Py_ssize_t F, Py_ssize_t S, const sr_planes *g, Py_ssize_t plane, Py_ssize_t n, const float *x, const float *w,
+                    float *y, const float *bias, int relu)
+    void sr_back(Py_ssize_t F, const sr_planes *g, Py_ssize_t plane, Py_ssize_t n, const float *dy, const float *w, float *dx)
+    void sr_grad(Py_ssize_t S, const sr_planes *g, Py_ssize_t pictures, Py_ssize_t first, Py_ssize_t end, const float *x,
+                 const float *dy, float *total, Py_ssize_t total_step)
 
 cdef enum:
     ALONE = 1 << 15        # products that one thread has done before a second has started
@@ -601,11 +605,6 @@ cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, bint grad, Py_ssize_t chan
             <= (products + TURNING) * h.n_out * v.n_out)
 
 
-cdef bint made_short(Axis *h, Axis *v, Py_ssize_t m) noexcept:
-    return (m == 1 and h.F == v.F and h.S == v.S and not (h.back and h.S > 1) and (h.dilation == v.dilation == 1)
-            and dw_short_made(h.F, h.S, h.n_in, v.n_in, h.n_out, v.n_out))
-
-
 cdef Py_ssize_t planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
                        int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written); with few planes each is cut into bands of rows."""
@@ -647,34 +646,6 @@ cdef Py_ssize_t planes(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_s
     return 0
 
 
-cdef Py_ssize_t short_planes(float *x, float *w, float *bias, float *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
-                             int threads) except -1:
-    """The same where a row of a plane is one vector: some planes at a time."""
-    cdef Py_ssize_t lots = ceil_div(N * D, PLANES), taps = h.F * v.F, bytes = D * taps * sizeof(float) if h.back else 0, item
-    cdef unsigned int before = 0
-    cdef Share shares[SHARES]
-    if y is NULL:
-        return bytes
-    cdef cnp.ndarray space = allocate(bytes)
-    cdef float *turned = <float *> cnp.PyArray_DATA(space)
-    if h.back:
-        for item in range(D * taps):
-            turned[item] = w[item // taps * taps + taps - 1 - item % taps]
-        w = turned
-    with nogil:
-        make_shares(shares, threads, lots)
-        with parallel(num_threads=threads, use_threads_if=threads > 1):
-            before = begin_task()
-            while True:
-                item = take(shares, threads, threadid())
-                if item < 0:
-                    break
-                dw_short(h.F, h.in_step, x, h.n_in, v.n_in, -h.near, -v.near, w, y, h.n_out, v.n_out, bias, relu, D,
-                         N * D * item // lots, N * D * (item + 1) // lots - N * D * item // lots)
-            end_task(before)
-    return 0
-
-
 cdef inline void add_lanes(real *dw, real *sums, Py_ssize_t taps, Py_ssize_t parts, Py_ssize_t part) noexcept nogil:
     if real is float:
         dw_add_lanes_f32(dw, sums, taps, parts, part)
@@ -690,23 +661,13 @@ cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
         return bytes
     cdef cnp.ndarray space = allocate(bytes)
     cdef real *sums = <real *> first_line(space)
-    cdef Py_ssize_t item, c, part, n, first, end, lots = ceil_div(D, SUMS)
+    cdef Py_ssize_t item, c, part, n
     cdef unsigned int before = 0
     cdef real *total
-    cdef bint short_rows = real is float and made_short(h, v, 1)
     with nogil:
         with parallel(num_threads=threads, use_threads_if=threads > 1):
             before = begin_task()
-            for item in prange(lots * parts if short_rows else 0, schedule="static"):
-                first, end, part = D * (item // parts) // lots, D * (item // parts + 1) // lots, item % parts
-                for c in range(first, end):
-                    memset(sums + (c * parts + part) * own, 0, own * sizeof(real))
-                n = N * part // parts
-                if real is float:
-                    dw_short_grad(h.S, x + n * D * h.n_in * v.n_in, h.n_in, v.n_in, h.pad, v.pad, dy + n * D * h.n_out * v.n_out,
-                                  h.n_out, v.n_out, D, N * (part + 1) // parts - n, first, end, sums + (first * parts + part) * own,
-                                  parts * own)
-            for item in prange(0 if short_rows else D * parts, schedule="static"):
+            for item in prange(D * parts, schedule="static"):
                 c, part = item // parts, item % parts
                 total = sums + item * own
                 memset(total, 0, own * sizeof(real))
@@ -717,6 +678,82 @@ cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
                     else:
                         dw_plane_grad_f64(h.in_step, x + (n * D + c) * h.n_in * v.n_in, h.n_in, v.n_in, -h.near, -v.near,
                                           dy + (n * D + c) * h.n_out * v.n_out, h.n_out, v.n_out, total)
+            for c in prange(D, schedule="static"):
+                add_lanes(dw + c * 9, sums + c * parts * own, 9, parts, own)
+            end_task(before)
+    return 0
+
+
+# ----------------------------------------------------------------------------------------- NCHW, planes of 16 x 16 at most
+
+cdef sr_planes short_planes(Py_ssize_t D, Axis *h, Axis *v) noexcept nogil:
+    cdef bint spread_out = h.back and h.S > 1
+    return sr_planes(D, h.n_in, v.n_in, h.pad if spread_out else -h.near, v.pad if spread_out else -v.near, h.n_out, v.n_out)
+
+
+cdef bint rows_are_vectors(Py_ssize_t D, Py_ssize_t m, Axis *h, Axis *v) noexcept:
+    """Whether short_rows.h has what the problem needs, and that pays."""
+    cdef sr_planes g = short_planes(D, h, v)
+    if m > 1 or h.F != v.F or h.S != v.S or h.dilation > 1 or v.dilation > 1:
+        return False
+    return sr_back_made(h.F, h.S, &g) if h.back and h.S > 1 else sr_made(h.F, h.S, &g)
+
+
+cdef Py_ssize_t short_rows(float *x, float *w, float *bias, float *y, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v, bint relu,
+                           int threads) except -1:
+    """Forward (x is read, y written) and grad_x (dy is read, dx written), some planes at a time."""
+    cdef sr_planes g = short_planes(D, h, v)
+    cdef Py_ssize_t lots = ceil_div(N * D, PLANES), taps = h.F * v.F, item, plane, end
+    cdef Py_ssize_t turned = D * taps if h.back and h.S == 1 else 0  # weights in the order of the forward loop
+    cdef unsigned int before = 0
+    cdef Share shares[SHARES]
+    if y is NULL:
+        return turned * sizeof(float)
+    cdef cnp.ndarray space = allocate(turned * sizeof(float))
+    cdef float *last_first = <float *> cnp.PyArray_DATA(space)
+    with nogil:
+        for item in range(turned):
+            last_first[item] = w[item // taps * taps + taps - 1 - item % taps]
+        if turned:
+            w = last_first
+        make_shares(shares, threads, lots)
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = begin_task()
+            while True:
+                item = take(shares, threads, threadid())
+                if item < 0:
+                    break
+                plane, end = N * D * item // lots, N * D * (item + 1) // lots
+                if h.back and h.S > 1:
+                    sr_back(h.F, &g, plane, end - plane, x, w, y)
+                else:
+                    sr_forward(h.F, h.S, &g, plane, end - plane, x, w, y, bias, relu)
+            end_task(before)
+    return 0
+
+
+cdef Py_ssize_t short_rows_grad_w(float *dy, float *x, float *dw, Py_ssize_t N, Py_ssize_t D, Axis *h, Axis *v,
+                                  int threads) except -1:
+    """Some channels, and a fixed share of the images, at a time."""
+    cdef sr_planes g = short_planes(D, h, v)
+    cdef Py_ssize_t lanes = VECTOR_BYTES // sizeof(float), parts = max(1, min(N, PARTS // D)), own = 9 * lanes
+    cdef Py_ssize_t lots = ceil_div(D, SUMS), bytes = D * parts * own * sizeof(float) + 64
+    if dw is NULL:
+        return bytes
+    cdef cnp.ndarray space = allocate(bytes)
+    cdef float *sums = <float *> first_line(space)
+    cdef Py_ssize_t item, c, part, first, end, n
+    cdef unsigned int before = 0
+    with nogil:
+        with parallel(num_threads=threads, use_threads_if=threads > 1):
+            before = begin_task()
+            for item in prange(lots * parts, schedule="static"):
+                part, first, end = item % parts, D * (item // parts) // lots, D * (item // parts + 1) // lots
+                n = N * part // parts
+                for c in range(first, end):
+                    memset(sums + (c * parts + part) * own, 0, own * sizeof(float))
+                sr_grad(h.S, &g, N * (part + 1) // parts - n, first, end, x + n * D * h.n_in * v.n_in,
+                        dy + n * D * h.n_out * v.n_out, sums + (first * parts + part) * own, parts * own)
             for c in prange(D, schedule="static"):
                 add_lanes(dw + c * 9, sums + c * parts * own, 9, parts, own)
             end_task(before)
@@ -1139,8 +1176,8 @@ cdef Py_ssize_t nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
 cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
                     bint relu, bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if real is float and nchw_order and made_short(h, v, m):
-        return short_planes(x, w, bias, y, N, D, h, v, relu, threads)
+    if real is float and nchw_order and rows_are_vectors(D, m, h, v):
+        return short_rows(x, w, bias, y, N, D, h, v, relu, threads)
     if nchw_order and as_they_lie(h, v, m, False, channels, sizeof(real)):
         return planes(x, w, bias, y, N, D, h, v, relu, threads)
     if channels:
@@ -1153,7 +1190,9 @@ cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssiz
 cdef Py_ssize_t run_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
                            bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
-    if nchw_order and (real is float and h.F == 3 and made_short(h, v, m) or as_they_lie(h, v, m, True, channels, sizeof(real))):
+    if real is float and nchw_order and h.F == 3 and N > 1 and rows_are_vectors(D, m, h, v):  # of one, sums over lanes would show
+        return short_rows_grad_w(dy, x, dw, N, D, h, v, threads)
+    if nchw_order and as_they_lie(h, v, m, True, channels, sizeof(real)):
         return planes_grad_w(dy, x, dw, N, D, h, v, threads)
     if channels:
         return turned_grad_w(dy, x, dw, N, D, m, h, v, channels, threads)
