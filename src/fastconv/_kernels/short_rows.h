@@ -16,14 +16,13 @@ typedef struct { ptrdiff_t D, H, W, top, left, height, width; } sr_planes;
 
 /* Windows and steps, how many rows make a vector of results, and how many results a row needs for it: with fewer, too many lanes
  * are empty and planes are better turned over. */
-#define SR_EACH(X) X(3, 1, 1, 9) X(3, 1, 2, 7) X(3, 2, 2, 7) X(5, 1, 1, 11) X(7, 1, 1, 13)
+#define SR_EACH(X) X(3, 1, 1, 9) X(3, 1, 2, 7) X(3, 2, 2, 7) X(3, 2, 1, 9) X(5, 2, 1, 9) X(5, 1, 1, 11) X(7, 1, 1, 13)
 #define SR_IS(taps, step, rows, least) \
-    (F == taps && S == step && g->W <= (rows > step ? 8 : SR_MOST) && g->width >= least && g->width <= SR_MOST / rows)
+    (F == taps && S == step && g->W <= SR_MOST * step / rows && g->width >= least && g->width <= SR_MOST / rows)
 
 #if defined(__AVX512F__) && defined(__GNUC__)
 INLINE int sr_fits(const sr_planes *g) {
-    return g->H <= SR_MOST && g->W <= SR_MOST && g->top <= SR_WIDEST && g->top >= -SR_WIDEST
-        && g->height <= SR_MOST && g->width <= SR_MOST;
+    return g->H <= 2 * SR_MOST && g->top <= SR_WIDEST && g->top >= -SR_WIDEST && g->height <= 2 * SR_MOST;
 }
 static int sr_made(ptrdiff_t F, ptrdiff_t S, const sr_planes *g) {
 #define SR_OR(taps, step, rows, least) || SR_IS(taps, step, rows, least)
@@ -31,22 +30,23 @@ static int sr_made(ptrdiff_t F, ptrdiff_t S, const sr_planes *g) {
 #undef SR_OR
 }
 static int sr_back_made(ptrdiff_t F, ptrdiff_t S, const sr_planes *g) {
-    return (F == 3 || F == 5) && S == 2 && sr_fits(g) && g->width > SR_MOST / 2;
+    return (F == 3 || F == 5) && S == 2 && sr_fits(g) && g->W <= SR_MOST && g->width > SR_MOST / 2
+        && g->width <= (F == 3 ? 1 : 2) * SR_MOST;
 }
 
 /* Of a vector that is read: what a lane of results takes of it for tap j, if anything, and which numbers lie in the plane, of rows
  * -SR_WIDEST and on. */
 typedef struct {
     __m512i from[SR_WIDEST];
-    __mmask16 lanes[SR_WIDEST], inside[SR_WIDEST + 3 * SR_MOST];
+    __mmask16 lanes[SR_WIDEST], inside[SR_WIDEST + 5 * SR_MOST];
 } sr_picks;
 
 INLINE __m512i sr_lane(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-INLINE __mmask16 sr_first(ptrdiff_t n) { return (__mmask16)((1u << n) - 1); }
+INLINE __mmask16 sr_first(ptrdiff_t n) { return (__mmask16)(n < 0 ? 0 : n > 15 ? 0xffff : (1u << n) - 1); }
 
 /* A vector that is read has one row, or two that lie side by side. */
 INLINE void sr_rows_inside(sr_picks *p, const int two, const sr_planes *g) {
-    for (int i = 0; i < SR_WIDEST + 3 * SR_MOST; i++) {
+    for (int i = 0; i < SR_WIDEST + 5 * SR_MOST; i++) {
         const ptrdiff_t row = i - SR_WIDEST;
         const unsigned next = two && row >= -1 && row + 1 < g->H ? (unsigned)sr_first(g->W) << g->W : 0;
         p->inside[i] = (__mmask16)((row >= 0 && row < g->H ? sr_first(g->W) : 0) | next);
@@ -69,10 +69,10 @@ INLINE sr_picks sr_picks_forward(const int F, const int S, const int rows, const
 }
 
 /* Lane o of dx takes number (o + left - j) / 2 of a row of dy, if that is whole. */
-INLINE sr_picks sr_picks_back(const int F, const sr_planes *g) {
+INLINE sr_picks sr_picks_back(const int F, ptrdiff_t first, const sr_planes *g) {
     sr_picks p;
     UNROLL for (int j = 0; j < F; j++) {
-        const __m512i twice = _mm512_add_epi32(sr_lane(), _mm512_set1_epi32((int)(g->left - j)));
+        const __m512i twice = _mm512_add_epi32(sr_lane(), _mm512_set1_epi32((int)(first + g->left - j)));
         const __mmask16 whole = _mm512_testn_epi32_mask(twice, _mm512_set1_epi32(1));
         p.from[j] = _mm512_srai_epi32(twice, 1);
         p.lanes[j] = _mm512_mask_cmplt_epu32_mask(whole, p.from[j], _mm512_set1_epi32((int)g->W));
@@ -86,10 +86,11 @@ INLINE void sr_pick(const int F, const int S, const int rows, const float *x, pt
                     __m512 *v) {
     const __mmask16 *const inside = p->inside + SR_WIDEST + row;
     const __m512 a = _mm512_maskz_loadu_ps(inside[0], x + row * W);
-    if (rows == 1 || S == 1) {
+    if (S == 1) {
         UNROLL for (int j = 0; j < F; j++) v[j] = _mm512_maskz_permutexvar_ps(p->lanes[j], p->from[j], a);
     } else {
-        const __m512 b = _mm512_maskz_loadu_ps(inside[S], x + (row + S) * W);
+        const __m512 b = rows == 2 ? _mm512_maskz_loadu_ps(inside[S], x + (row + S) * W)
+                                   : _mm512_maskz_loadu_ps(sr_first(W - 16), x + row * W + 16);
         UNROLL for (int j = 0; j < F; j++) v[j] = _mm512_maskz_permutex2var_ps(p->lanes[j], a, p->from[j], b);
     }
 }
@@ -150,13 +151,14 @@ static void sr_forward(ptrdiff_t F, ptrdiff_t S, SR_FORWARD_ARGUMENTS) {
 
 /* n planes, from number `plane` on, of dx[r][o] = sum of w[i][j] * dy[(r + top - i) / 2][(o + left - j) / 2] over the taps for which
  * both are whole. A row of dy meets F rows of dx, of which the next one meets all but two. */
-INLINE void sr_back_body(const int F, const sr_planes *g, ptrdiff_t plane, ptrdiff_t n, const float *dy, const float *w, float *dx) {
+INLINE void sr_back_body(const int F, const sr_planes *g, ptrdiff_t plane, ptrdiff_t n, const float *dy, const float *w, float *dx,
+                         ptrdiff_t first) {
     const ptrdiff_t H = g->H, W = g->W, height = g->height, width = g->width;
-    const sr_picks picks = sr_picks_back(F, g);
-    const __mmask16 made = sr_first(width);
+    const sr_picks picks = sr_picks_back(F, first, g);
+    const __mmask16 made = sr_first(width - first);
     ptrdiff_t c = plane % g->D;
     dy += plane * H * W;
-    dx += plane * height * width;
+    dx += plane * height * width + first;
     for (; n > 0; n--, c = c + 1 < g->D ? c + 1 : 0, dy += H * W, dx += height * width) {
         const float *weights = w + c * F * F;
         __m512 acc[SR_WIDEST + 2], v[SR_WIDEST];
@@ -176,8 +178,10 @@ INLINE void sr_back_body(const int F, const sr_planes *g, ptrdiff_t plane, ptrdi
     }
 }
 static void sr_back(ptrdiff_t F, const sr_planes *g, ptrdiff_t plane, ptrdiff_t n, const float *dy, const float *w, float *dx) {
-    if (F == 3) sr_back_body(3, g, plane, n, dy, w, dx);
-    else sr_back_body(5, g, plane, n, dy, w, dx);
+    for (ptrdiff_t first = 0; first < g->width; first += SR_MOST) {
+        if (F == 3) sr_back_body(3, g, plane, n, dy, w, dx, first);
+        else sr_back_body(5, g, plane, n, dy, w, dx, first);
+    }
 }
 
 /* total[c - first][t][lane] += dy * x under tap t of a 3x3 window, over the planes c, first to end, of so many pictures; a plane's sums
@@ -199,7 +203,9 @@ INLINE void sr_grad_body(const int S, const int rows, SR_GRAD_ARGUMENTS) {
             __m512 d = _mm512_maskz_loadu_ps(made, given + r * width);
             if (rows == 2) d = _mm512_mask_loadu_ps(d, second, given + (r + 1) * width - 8);
             UNROLL for (int k = 0; k < 3; k++) {
-                sr_pick(3, S, rows, in, g->W, r * S + k - g->top, &picks, v);
+                const ptrdiff_t row = r * S + k - g->top;
+                if (rows == 1 && (row < 0 || row >= g->H)) continue;
+                sr_pick(3, S, rows, in, g->W, row, &picks, v);
                 UNROLL for (int j = 0; j < 3; j++) /* no lanes without dy: zero times what is there need not be zero */
                     acc[3 * k + j] = _mm512_mask3_fmadd_ps(d, v[j], acc[3 * k + j], (__mmask16)(made | second));
             }
@@ -208,7 +214,8 @@ INLINE void sr_grad_body(const int S, const int rows, SR_GRAD_ARGUMENTS) {
     }
 }
 static void sr_grad(ptrdiff_t S, SR_GRAD_ARGUMENTS) {
-    if (g->width > 8) sr_grad_body(1, 1, g, pictures, first, end, x, dy, total, total_step);
+    if (g->width > 8 && S == 2) sr_grad_body(2, 1, g, pictures, first, end, x, dy, total, total_step);
+    else if (g->width > 8) sr_grad_body(1, 1, g, pictures, first, end, x, dy, total, total_step);
     else if (S == 1) sr_grad_body(1, 2, g, pictures, first, end, x, dy, total, total_step);
     else sr_grad_body(2, 2, g, pictures, first, end, x, dy, total, total_step);
 }
