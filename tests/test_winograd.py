@@ -228,8 +228,9 @@ def test_few_pictures_under_many_filters_are_shared_with_the_same_bits(isa, layo
 
 @functools.cache
 def deep_problem(direction, S, layout):
-    """(p, first, w, exact): x or dy of more channels than the caches keep pictures of, transformed, and y or dx of the first one."""
-    N, side, D1, K = {("fwd", 1): (2, 20, 2048, 192), ("fwd", 2): (3, 20, 1024, 192), ("grad_x", 2): (5, 24, 64, 2304)}[direction, S]
+    """The problem, x or dy of more channels than caches keep of pictures, transformed, w, and the first picture's exact y or dx."""
+    sizes = {("fwd", 1): (2, 20, 2048, 192), ("fwd", 2): (3, 20, 1024, 192), ("grad_x", 2): (5, 24, 64, 2304)}
+    N, side, D1, K = sizes[direction, S]
     p = Problem(f"{direction} S={S} of deep pictures", N, side, side, D1, K, 3, S=S, P=1)
     x, w, _, dy = p.arrays(layout, np.float32, seed=S)
     one = reference.conv2d(x[:1].astype("f8"), w.astype("f8"), layout=layout, **p.how) if direction == "fwd" else (
@@ -241,7 +242,7 @@ def deep_problem(direction, S, layout):
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize(("direction", "S", "values"), [("fwd", 1, 36), ("fwd", 2, 16), ("grad_x", 2, 16)])
 def test_deep_pictures_are_transformed_a_lot_of_channels_at_a_time(isa, direction, S, values, layout):
-    """Half of what is kept of others, and the sums of all filters; a picture's bits are those it has by itself, all channels at once."""
+    """Half of what is kept of others, and the sums of all filters; a picture's bits are those of all its channels at once."""
     p, given, w, exact = deep_problem(direction, S, layout)
     how = dict(layout=layout, method="winograd", **p.how)
 

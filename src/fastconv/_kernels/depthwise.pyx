@@ -4,7 +4,8 @@ Depth last, groups of 2, 4 or 8 channels with as many filters are done likewise,
 weights are q sets, of which set r has for filter k of a group what it makes of channel (k + r) % q.
 
 NHWC works on the picture as it lies, vectors over channels, row by row; pixels a power of two apart, which no first-level
-cache holds together, are copied first. NCHW with a common square window works on each plane as it lies, vectors along the rows.
+cache holds together, are copied first. NCHW with a common square window works on each plane as it lies, vectors along the rows, and
+with AVX-512 picks what a tap meets out of short rows in registers: see short_rows.h.
 Planes so small that vectors would be half empty are turned over, some channels at a time, and those of other windows; large ones
 of these are staged, padded, in a small buffer where every tap of the window is the plane shifted by a fixed offset, and a stride
 deals the plane out to stride x stride smaller ones.
@@ -684,7 +685,7 @@ cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
     return 0
 
 
-# ----------------------------------------------------------------------------------------- NCHW, planes of 16 x 16 at most
+# ------------------------------------------------------------------------------------------------ NCHW, short rows
 
 cdef sr_planes short_planes(Py_ssize_t D, Axis *h, Axis *v) noexcept nogil:
     cdef bint spread_out = h.back and h.S > 1

@@ -1,13 +1,13 @@
-/* Depthwise convolution over planes of up to 16 x 16 numbers, depth first, with AVX-512.
+/* Depthwise convolution over planes with rows of 16 numbers at most, or 32 with a step of 2, depth first, with AVX-512.
  *
- * A row is one vector, and what a tap meets is picked out of it in registers: nothing is loaded twice, and planes need not be
- * turned over. Two rows of up to 8 results make one vector. Square windows, one filter a channel, no dilation. With other
+ * A row is one vector, or two, and what a tap meets is picked out of it in registers: nothing is loaded twice, and planes need not
+ * be turned over. Two rows of up to 8 results make one vector. Square windows, one filter a channel, no dilation. With other
  * instruction sets the functions that ask say no. */
 #ifndef FASTCONV_SHORT_ROWS_H
 #define FASTCONV_SHORT_ROWS_H
 #include "kernels.h"
 
-#define SR_MOST 16   /* numbers a side */
+#define SR_MOST 16   /* results a row; a row that is read has as many for each step */
 #define SR_WIDEST 7  /* taps a side, and rows of padding */
 #define SR_VECTORS 4 /* of results at a time: they share what is picked out of a row */
 
@@ -95,8 +95,8 @@ INLINE void sr_pick(const int F, const int S, const int rows, const float *x, pt
     }
 }
 
-/* n planes, from number `plane` on, of y[r][o] = bias + sum of w[i][j] * x[r * S + i - top][o * S + j - left]. Up to 3x3 weights lie
- * in registers, and it is cheaper to make rows that are not wanted than to ask; else weights are numbers in memory. */
+/* n planes, from number `plane` on, of y[r][o] = bias + sum of w[i][j] * x[r * S + i - top][o * S + j - left]. Up to 3x3 weights
+ * lie in registers, and it is cheaper to make rows that are not wanted than to ask; else weights are numbers in memory. */
 #define SR_FORWARD_ARGUMENTS const sr_planes *g, ptrdiff_t plane, ptrdiff_t n, const float *x, const float *w, float *y, \
                              const float *bias, int relu
 INLINE void sr_forward_body(const int F, const int S, const int rows, SR_FORWARD_ARGUMENTS) {
@@ -149,8 +149,8 @@ static void sr_forward(ptrdiff_t F, ptrdiff_t S, SR_FORWARD_ARGUMENTS) {
 }
 #undef SR_FORWARD_ARGUMENTS
 
-/* n planes, from number `plane` on, of dx[r][o] = sum of w[i][j] * dy[(r + top - i) / 2][(o + left - j) / 2] over the taps for which
- * both are whole. A row of dy meets F rows of dx, of which the next one meets all but two. */
+/* n planes, from number `plane` on, of dx[r][o] = sum of w[i][j] * dy[(r + top - i) / 2][(o + left - j) / 2] over the taps for
+ * which both are whole, from column `first` on. A row of dy meets F rows of dx, of which the next one meets all but two. */
 INLINE void sr_back_body(const int F, const sr_planes *g, ptrdiff_t plane, ptrdiff_t n, const float *dy, const float *w, float *dx,
                          ptrdiff_t first) {
     const ptrdiff_t H = g->H, W = g->W, height = g->height, width = g->width;
@@ -184,8 +184,8 @@ static void sr_back(ptrdiff_t F, const sr_planes *g, ptrdiff_t plane, ptrdiff_t 
     }
 }
 
-/* total[c - first][t][lane] += dy * x under tap t of a 3x3 window, over the planes c, first to end, of so many pictures; a plane's sums
- * are their own first. */
+/* total[c - first][t][lane] += dy * x under tap t of a 3x3 window, over the planes c, first to end, of so many pictures; a plane's
+ * sums are their own first. */
 #define SR_GRAD_ARGUMENTS const sr_planes *g, ptrdiff_t pictures, ptrdiff_t first, ptrdiff_t end, const float *x, const float *dy, \
                           float *total, ptrdiff_t total_step
 INLINE void sr_grad_body(const int S, const int rows, SR_GRAD_ARGUMENTS) {

@@ -561,7 +561,7 @@ cdef struct Blocks:
     # Where U is too large, and larger than V, the shared cache keeps the V of so many blocks at once, for all threads: a block then
     # has many tiles, and filters are transformed once for all of them. 0: a thread transforms the pictures that it needs.
     Py_ssize_t together
-    Py_ssize_t lot                    # chunks at once: all, or of a block whose V is too large so many; M is kept for all filters then
+    Py_ssize_t lot                    # chunks at once: all, or as many of a too large V as are kept beside M of all filters
 
 
 cdef int team(Shape *s, int threads) noexcept nogil:
@@ -929,7 +929,8 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
-            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last, &ahead, src)
+            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last,
+                     &ahead, src)
         if lot_end == z.chunks and last - first == s.nh:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                               least((end - target * z.panels) * NR, s.K), M, z.panels_at_once * NR, z.m_step, bias, relu, patch)
