@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastconv as fc
 from fastconv import _kernels, costs, reference
-from oracle import RESULTS, Expected, bits, canary, difference, expected, fenced, guarded, intact
+from oracle import RESULTS, Expected, bits, canary, difference, expected, fenced, guarded, intact, rms
 from problems import PROBLEMS, Problem
 from strategies import odd_problems
 
@@ -513,6 +513,25 @@ def test_rows_that_make_one_are_written_past_the_caches(isa, monkeypatch, replan
             y, one = fc.conv2d(x, e.w, e.b, **how), fc.conv2d(e.x, e.w, e.b, **how)
         assert all(bits(y[n : n + 1], one) for n in range(many))
         assert y.nbytes > 20 << 20
+
+
+@pytest.mark.parametrize(("K", "S"), [(24, 1), (60, 1), (20, 2)])
+def test_weight_gradients_of_1x1_windows_read_strips_that_the_caches_keep(isa, K, S):
+    """512 channels from memory, depth last: strips of pixels of which two have room, or with many sums four times as many as those."""
+    x = np.random.default_rng(0).standard_normal((6, 44, 41, 512), "f4")
+    seen = x[:, ::S, ::S]
+    dy = np.random.default_rng(1).standard_normal((*seen.shape[:3], K), "f4")
+    shape, how = (1, 1, 512, K), {"S": S, "method": "direct"}
+    assert x.nbytes > 20 << 20
+    exact = np.reshape(seen, (-1, 512)).T.astype("f8") @ np.reshape(dy, (-1, K))
+    made = fc.conv2d_grad_w(dy, x, shape, **how)
+    for threads in (1, 2, 3):
+        with fc.num_threads(threads):
+            assert bits(fc.conv2d_grad_w(dy, x, shape, **how), made)
+    # of n products added one after the other: see DIRECT in test_winograd.py
+    assert rms(made.reshape(512, K) - exact) < 0.25 * np.finfo("f4").eps * dy[..., 0].size ** 0.5 * rms(exact)
+    job = fc.explain(x.shape, shape, direction="grad_w", **how).job
+    assert job.workspace(2) - job.workspace(1) < 80 << 10
 
 
 @pytest.mark.parametrize(

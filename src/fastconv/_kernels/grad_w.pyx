@@ -183,6 +183,8 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.ahead = not nchw and z.cuts == z.splits == s.groups == 1 and bytes_met(s, like) > STREAM
     if z.ahead and not z.dy_in_place:  # it and the next strip's both stay in cache
         z.rows = most(1, z.rows // 2)
+    if z.ahead and z.in_place:  # so do both strips of the source, but for sums that would pass through it too often
+        z.rows = most(1, least(z.rows, most(4 * z.ld, share // s.C) // s.cols))
     if z.groups > 1:  # packed all at once
         z.rows = most(1, least(z.rows, share // most(1, z.groups * s.C * z.pack_h * z.width)))
     pictures = (z.rows - 1) // most(1, s.rows) + 2  # that a strip may touch
