@@ -407,6 +407,20 @@ cdef Walk walk_over(Shape *s, Picture *batch, real *at, Py_ssize_t g, Py_ssize_t
     return k
 
 
+cdef Walk walk_over_filters(Shape *s, real *w, Py_ssize_t g, Py_ssize_t f, Py_ssize_t width, Py_ssize_t c, Py_ssize_t c_end,
+                            Py_ssize_t steps) noexcept nogil:
+    """Over the weights of some filters from f on and channels c to c_end, depth first, (groups*K, C, taps), if no cache keeps all
+    weights: they are so many stretches at once that the processor does not guess how they go on. In other orders it does."""
+    cdef Walk k
+    cdef Py_ssize_t each = s.Fh * s.Fw * sizeof(real)
+    memset(&k, 0, sizeof(Walk))
+    if s.dst[0].nchw and not s.transposed and s.sources == 1 and s.groups * s.K * s.C * each > STREAM:
+        k.runs = k.inner = most(0, least(width, s.K - f))
+        k.first, k.bytes, k.along = <char *> w + ((g * s.K + f) * s.C + c) * each, (c_end - c) * each, s.C * each
+        k.lines = ceil_div(k.runs * ceil_div(k.bytes, CACHE_LINE), steps)
+    return k
+
+
 cdef void next_rectangle(Walk *k, real *at) noexcept nogil:
     cdef Shape *s = k.s
     cdef Rectangle a = rectangle(s, k.q, k.q_end)
@@ -911,14 +925,14 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
                          Py_ssize_t lot, int first, int last) noexcept nogil:
     """Tiles q to q_end of all pictures, some panels of filters of group g, a lot of chunks from `lot` on, and all rows of the
     values, or first to last of them. Sums that lack some of either stay in M."""
-    cdef Py_ssize_t NR = z.width, lot_end = least(z.chunks, lot + z.lot), end, c, c_end, i, chunk, target
+    cdef Py_ssize_t NR = z.width, lot_end = least(z.chunks, lot + z.lot), end, c, c_end, c_next, i, chunk, target
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     # A thread's next task is mostly the next block.
     cdef bint other = z.together or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.shares > 1
     cdef Py_ssize_t next = s.N * s.tiles_h * s.tiles_w if other else q_end
-    cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (panel_end - panel)
+    cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (1 if z.fused else panel_end - panel)
     cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
     cdef Walk ahead = walk_over(s, &s.src[0], src, g, next, next_end, 0, s.C, steps)
     while panel < panel_end:
@@ -929,6 +943,10 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
+            if z.fused:  # a chunk later
+                i = 0 if chunk + 1 < lot_end else 1
+                c_next = lot * z.channels if i else c_end
+                ahead = walk_over_filters(s, w, g, (panel + i) * NR, NR, c_next, least(s.C, c_next + z.channels), steps)
             multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last,
                      &ahead, src)
         if lot_end == z.chunks and last - first == s.nh:
