@@ -517,7 +517,7 @@ def test_rows_that_make_one_are_written_past_the_caches(isa, monkeypatch, replan
 
 @pytest.mark.parametrize(("K", "S"), [(24, 1), (60, 1), (20, 2)])
 def test_weight_gradients_of_1x1_windows_read_strips_that_the_caches_keep(isa, K, S):
-    """512 channels from memory, depth last: strips of pixels of which two have room, or with many sums four times as many as those."""
+    """512 channels from memory, depth last: strips of pixels of which two have room, or four times as many as sums a channel."""
     x = np.random.default_rng(0).standard_normal((6, 44, 41, 512), "f4")
     seen = x[:, ::S, ::S]
     dy = np.random.default_rng(1).standard_normal((*seen.shape[:3], K), "f4")
