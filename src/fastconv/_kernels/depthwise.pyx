@@ -688,6 +688,7 @@ cdef Py_ssize_t planes_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssiz
 # ------------------------------------------------------------------------------------------------ NCHW, short rows
 
 cdef sr_planes short_planes(Py_ssize_t D, Axis *h, Axis *v) noexcept nogil:
+    """As short_rows.h sees them: of dx with a stride the padding is the forward loop's."""
     cdef bint spread_out = h.back and h.S > 1
     return sr_planes(D, h.n_in, v.n_in, h.pad if spread_out else -h.near, v.pad if spread_out else -v.near, h.n_out, v.n_out)
 

@@ -929,8 +929,8 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
-    # A thread's next task is mostly the next block.
-    cdef bint other = z.together or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.shares > 1
+    # A thread's next task is mostly the next block; where filters are fused it is other filters, or there is none.
+    cdef bint other = z.fused or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.shares > 1
     cdef Py_ssize_t next = s.N * s.tiles_h * s.tiles_w if other else q_end
     cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (1 if z.fused else panel_end - panel)
     cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
@@ -943,10 +943,9 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
                                   least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
-            if z.fused:  # a chunk later
-                i = 0 if chunk + 1 < lot_end else 1
-                c_next = lot * z.channels if i else c_end
-                ahead = walk_over_filters(s, w, g, (panel + i) * NR, NR, c_next, least(s.C, c_next + z.channels), steps)
+            if z.fused:  # those of the next chunk, or of the next panel's first one
+                i, c_next = (panel, c_end) if chunk + 1 < lot_end else (panel + 1, lot * z.channels)
+                ahead = walk_over_filters(s, w, g, i * NR, NR, c_next, least(s.C, c_next + z.channels), steps)
             multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last,
                      &ahead, src)
         if lot_end == z.chunks and last - first == s.nh:
