@@ -38,26 +38,17 @@
 #define DW_ROUND_8_16 DW_ROUND_8_8, DW_ROUND_8(8)
 #define DW_EACH(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DW_MOST 8
-#if VECTOR_BYTES == 64 /* pixels that 32 registers hold beside their results, or 16 */
-#define DW_MOST_OF_GROUPS 8
-#define DW_EACH_OF_GROUPS DW_EACH
-#else
-#define DW_MOST_OF_GROUPS 4
-#define DW_EACH_OF_GROUPS(X) X(1) X(2) X(3) X(4)
-#endif
 #define DW_WIDEST 7
 #define DW_ROWS 4 /* rows of a plane that are made at a time */
 #define DW_GRAD_ROWS 2 /* rows of dy that are read at a time */
 #define DW_KINDS 8
-/* Square windows, and steps, under which planes are taken as they lie: with 16 registers only the most common one pays. */
-#if VECTOR_BYTES == 64
-#define DW_EACH_PLANE(X) X(2, 1) X(3, 1) X(3, 2) X(4, 1) X(4, 2) X(5, 1) X(5, 2)
-#else
-#define DW_EACH_PLANE(X) X(3, 1) X(3, 2)
-#endif
-static inline int dw_plane_made(ptrdiff_t F, ptrdiff_t step) {
+/* Square windows, and steps, under which planes are taken as they lie: more of them with 16 lanes, and the registers that go with
+ * them; for fewer lanes, or numbers of 64 bits, only the most common one is worth its bytes. */
+#define DW_FEW_PLANES(X) X(3, 1) X(3, 2)
+#define DW_MANY_PLANES(X) DW_FEW_PLANES(X) X(2, 1) X(4, 1) X(4, 2) X(5, 1) X(5, 2)
+static inline int dw_plane_made(ptrdiff_t F, ptrdiff_t step, ptrdiff_t lanes) {
 #define DW_PLANE_MADE(f, s) || (F == f && step == s)
-    return 0 DW_EACH_PLANE(DW_PLANE_MADE);
+    return lanes == 16 ? 0 DW_MANY_PLANES(DW_PLANE_MADE) : 0 DW_FEW_PLANES(DW_PLANE_MADE);
 #undef DW_PLANE_MADE
 }
 
@@ -110,6 +101,16 @@ static inline int dw_grouped(int kind) { return kind == 0 || kind == 2 || kind =
 #undef LANES
 #endif
 #else
+
+#if LANES == 16 /* pixels of groups that 32 registers hold beside their results, or 16; and planes as above */
+#define DW_MOST_OF_GROUPS 8
+#define DW_EACH_OF_GROUPS DW_EACH
+#define DW_EACH_PLANE DW_MANY_PLANES
+#else
+#define DW_MOST_OF_GROUPS 4
+#define DW_EACH_OF_GROUPS(X) X(1) X(2) X(3) X(4)
+#define DW_EACH_PLANE DW_FEW_PLANES
+#endif
 
 #if defined(__GNUC__)
 #define DW_EVEN(a, b) __builtin_shufflevector(a, b, JOIN(DW_EVEN_, LANES))
@@ -748,6 +749,9 @@ static void CAT(dw_collect)(REAL *restrict dst, const REAL *restrict src, ptrdif
     for (ptrdiff_t at = i * S; at < n; i++)
         for (ptrdiff_t k = 0; k < S && at < n; k++, at++) dst[at] = src[k * step + i];
 }
+#undef DW_MOST_OF_GROUPS
+#undef DW_EACH_OF_GROUPS
+#undef DW_EACH_PLANE
 #undef DW_EVEN
 #undef DW_ODD
 #undef DW_LOW

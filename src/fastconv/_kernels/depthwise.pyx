@@ -34,7 +34,7 @@ cdef extern from "depthwise.h" nogil:
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
     Py_ssize_t dw_width(Py_ssize_t taps, Py_ssize_t step)
     int dw_grouped(int kind)
-    int dw_plane_made(Py_ssize_t F, Py_ssize_t step)
+    int dw_plane_made(Py_ssize_t F, Py_ssize_t step, Py_ssize_t lanes)
     void dw_row_f32(int grad, int q, int kind, Py_ssize_t n, Py_ssize_t runs, void **x, void **w, Py_ssize_t w_step,
                     Py_ssize_t w_round, Py_ssize_t step, Py_ssize_t C, Py_ssize_t first, float *y, Py_ssize_t y_step,
                     const float *bias, int relu, int stream, Py_ssize_t ahead, Py_ssize_t newest, Py_ssize_t fresh,
@@ -592,7 +592,7 @@ cdef bint as_they_lie(Axis *h, Axis *v, Py_ssize_t m, bint grad, Py_ssize_t chan
     them over, `channels` at a time (0: that cannot be had). grad: for the gradient by the weights."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // itemsize, rows = DW_GRAD_ROWS if grad else DW_ROWS if h.F <= 3 else 1
     cdef Py_ssize_t products = h.F * v.F, loads = 5  # of 2x2 windows, across cache lines: they cost more than the products
-    if m > 1 or h.F != v.F or h.S != v.S or h.dilation > 1 or v.dilation > 1 or not dw_plane_made(h.F, h.S):
+    if m > 1 or h.F != v.F or h.S != v.S or h.dilation > 1 or v.dilation > 1 or not dw_plane_made(h.F, h.S, lanes):
         return False
     if h.F != 3 and (grad or h.back and h.S == 2):
         return False
