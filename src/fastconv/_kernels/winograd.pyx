@@ -729,9 +729,9 @@ cdef inline Py_ssize_t *held(Blocks *z, char *scratch) noexcept nogil:
 
 cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *biases, real *dst, bint relu, Py_ssize_t i,
                      Py_ssize_t blocks, char *scratch) noexcept nogil:
-    """Task i: a thread's cuts, then a block of the tiles, then a group, then one of the cuts."""
+    """Task i: a thread's cuts, then a group, whose filters stay in cache, then a block of the tiles, then one of the cuts."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, panels = s.targets * z.panels, at = i // z.tasks
-    cdef Py_ssize_t g = at % s.groups, block = at // s.groups % blocks, cut = at // s.groups // blocks * z.tasks + i % z.tasks
+    cdef Py_ssize_t g = at // blocks % s.groups, block = at % blocks, cut = at // s.groups // blocks * z.tasks + i % z.tasks
     cdef Py_ssize_t q = total * block // blocks, q_end = total * (block + 1) // blocks
     cdef real *V = <real *> scratch
     cdef real *M = V + z.v_own
