@@ -225,6 +225,22 @@ def test_a_number_that_is_not_finite_goes_where_it_belongs(isa, layout, shape, c
         assert not np.isfinite(got).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape", [(2, 14, 13, 5, 3, 2, 1, 1, 1), (2, 16, 16, 5, 5, 2, 2, 1, 1), (2, 28, 27, 5, 5, 2, 2, 1, 1)], ids=str
+)
+def test_a_weight_that_is_not_finite_spoils_what_its_tap_meets(isa, layout, shape):
+    """With a stride every other row and column of dx, but for those at the edge, where padding may count as zeros or not at all."""
+    a = arrays(shape, layout, "float32")
+    w = a[1].copy()
+    w[(0, 1, 0, 2) if layout == "NHWC" else (2, 0, 0, 1)] = np.nan
+    a = (a[0], w, *a[2:])
+    got, want = call("dx", a, layout, 2), exact("dx", a)
+    inside = (slice(None), slice(4, -4), slice(4, -4)) if layout == "NHWC" else (..., slice(4, -4), slice(4, -4))
+    assert np.array_equal(np.isfinite(got[inside]), np.isfinite(want[inside]))
+    assert not np.isfinite(got[inside]).all()
+
+
 def test_an_image_does_not_depend_on_its_batch(isa):
     for layout in LAYOUTS:
         a = arrays((3, 9, 8, 20, 3, 1, 1, 1, 1), layout, "float32")

@@ -169,7 +169,8 @@ INLINE void sr_back_body(const int F, const sr_planes *g, ptrdiff_t plane, ptrdi
             if (row >= 0 && row < H) {
                 sr_pick(F, 1, 1, dy, W, row, &picks, v);
                 UNROLL for (int i = 0; i < F; i++)
-                    UNROLL for (int j = 0; j < F; j++) acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i * F + j]), v[j], acc[i]);
+                    UNROLL for (int j = 0; j < F; j++) /* no lanes that a tap does not meet: it need not be finite */
+                        acc[i] = _mm512_mask3_fmadd_ps(_mm512_set1_ps(weights[i * F + j]), v[j], acc[i], picks.lanes[j]);
             }
             if (r >= 0) _mm512_mask_storeu_ps(dx + r * width, made, acc[0]);
             if (r >= -1 && r + 1 < height) _mm512_mask_storeu_ps(dx + (r + 1) * width, made, acc[1]);
