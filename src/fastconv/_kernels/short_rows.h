@@ -68,7 +68,7 @@ INLINE sr_picks sr_picks_forward(const int F, const int S, const int rows, const
     return p;
 }
 
-/* Lane o of dx takes number (o + left - j) / 2 of a row of dy, if that is whole. */
+/* Lane o, which is column first + o of dx, takes number (first + o + left - j) / 2 of a row of dy, if that is whole. */
 INLINE sr_picks sr_picks_back(const int F, ptrdiff_t first, const sr_planes *g) {
     sr_picks p;
     UNROLL for (int j = 0; j < F; j++) {
@@ -81,7 +81,8 @@ INLINE sr_picks sr_picks_back(const int F, ptrdiff_t first, const sr_planes *g) 
     return p;
 }
 
-/* What the F taps meet in a row and, for the second half of vectors of two rows, S rows below it. */
+/* What the F taps meet in a row and, for the second half of vectors of two rows, S rows below it. With a step of 2 they are picked
+ * out of two vectors: those two rows, or a row of up to 32 numbers. */
 INLINE void sr_pick(const int F, const int S, const int rows, const float *x, ptrdiff_t W, ptrdiff_t row, const sr_picks *p,
                     __m512 *v) {
     const __mmask16 *const inside = p->inside + SR_WIDEST + row;
