@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fastconv as fc
 from fastconv import _kernels, costs, reference
 from oracle import RESULTS, Expected, bits, canary, difference, expected, fenced, guarded, intact, rms
-from problems import PROBLEMS, Problem
+from problems import CHANNEL_SIZES, PIXEL_SIZES, PROBLEMS, Problem
 from strategies import odd_problems
 
 LAYOUTS = ("NHWC", "NCHW")
@@ -327,6 +327,46 @@ def test_pictures_under_single_taps_are_turned_over(isa, monkeypatch, S, replan)
     for dtype in DTYPES:
         p = Problem("pointwise turned", 3, 5, 7, 40, 23, 1, S=S)
         assert list(mistakes(p, expected(p, "NCHW", dtype), "direct", "NCHW")) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pixels_that_stand_alone_are_read_across_planes(isa, monkeypatch, dtype, replan):
+    """Fewer than a tile has, as many, and pieces of several tiles; filters, and channels, at and around whole vectors: the bits that
+    panels of pixels give."""
+    problems = [
+        *(Problem(f"{pixels} pixels", 3, 1, pixels, 5, 33, 1) for pixels in PIXEL_SIZES),
+        *(Problem(f"{n} filters", 2, 5, 7, n + 2, n, 1) for n in CHANNEL_SIZES if n > 1),
+        Problem("several pieces", 2, 27, 41, 20, 70, 1), Problem("deep", 1, 17, 16, 900, 40, 1),
+        Problem("groups", 2, 5, 7, 39, 102, 1, groups=3),
+    ]
+    made = []
+    for across in (False, True):
+        monkeypatch.setattr(costs, "across_planes", lambda p, across=across: across and p.direction != "grad_w" and p.pointwise)
+        monkeypatch.setattr(costs, "better_turned", lambda p: False)
+        replan()
+        inputs = [(expected(p, "NCHW", dtype), {"method": "direct", "layout": "NCHW", **p.how}) for p in problems]
+        made.append([convolve(e, **how) for e, how in inputs])
+    assert [str(p) for p, a, b in zip(problems, *made, strict=True) if not all(bits(a[name], b[name]) for name in RESULTS)] == []
+    assert [fault for p, (e, _) in zip(problems, inputs, strict=True) for fault in mistakes(p, e, "direct", "NCHW")] == []
+
+
+@pytest.mark.parametrize(
+    ("side", "D1", "K", "across"),
+    [
+        (7, 832, 32, True), (7, 832, 128, True), (14, 480, 192, True), (17, 768, 128, True), (10, 128, 512, False),
+        (28, 128, 512, False), (56, 32, 512, False), (32, 256, 256, False), (14, 512, 24, False), (56, 64, 24, False),
+    ],
+)  # fmt: skip
+def test_where_pixels_are_read_across_planes(monkeypatch, side, D1, K, across):
+    """With 16 numbers a vector: planes that end within one, and channels whose products outweigh turning the results over."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    p = costs.Problem("fwd", 16, side, side, D1, K, Problem("1x1", 1, side, side, D1, K, 1).window, 1, True, "float32")
+    assert costs.across_planes(p) is across
+    assert costs.across_planes(p._replace(direction="grad_x", D1=K, K=D1)) is across
+    assert not costs.across_planes(p._replace(direction="grad_w"))
+    assert not costs.across_planes(p._replace(nchw=False))
 
 
 def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monkeypatch, replan):

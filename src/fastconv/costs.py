@@ -31,6 +31,9 @@ BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 SUMS_OF_PIXELS = 1.9  # a vector of pixels' products for a weight gradient, for one of filters'
 PACKING = 20  # two vectors of depth-first pixels, for one more tap
+# Of pixels that stand alone: to pack two vectors of them by the way, for each L1 bytes of the packed panel; if a picture ends
+# within it; and to put a filter's results of such a panel in place.
+BY_THE_WAY, CROSSING, SCATTERING, L1 = 3, 12, 16, 1 << 15
 LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
@@ -199,6 +202,12 @@ def better_turned(p: Problem) -> bool:
     if pointwise:  # depth last the weights of dx lie as they are read, and nothing is scattered
         return turned * (TURNED_MARGIN if strided else 1) < first + TURNING * p.D1 * p.K / p.VL
     return turned < TURNED_MARGIN * first
+
+
+def across_planes(p: Problem) -> bool:
+    """Whether depth-first pixels that stand alone are multiplied as depth-last ones are, vectors along the filters: no pixel is
+    packed, no lane lost where a picture ends, but the results are turned over. The sums are the same."""
+    return p.nchw and p.pointwise and p.direction != "grad_w" and _across_cycles(p) < _panels_cycles(p)
 
 
 def better_depth_first(p: Problem) -> bool:
@@ -404,8 +413,29 @@ def _depth_last_cycles(p: Problem) -> float:
     return _few_cycles(pixels, taps, D, K, p) or _living(p) * _product(pixels, taps * D, K, p)
 
 
+def _across_cycles(p: Problem) -> float:
+    """Of depth-first pixels that stand alone, from plane to plane; weights are packed, and results turned over."""
+    pixels, D, K = p.N * p.H1 * p.W1, p.D1 // p.groups, p.K // p.groups
+    if p.direction == "grad_x":
+        D, K = K, D
+    return p.N * _product(p.H1 * p.W1, D, K, p) + TURNING * (pixels + D) * -(-K // p.VL)
+
+
+def _panels_cycles(p: Problem) -> float:
+    """The same from panels of pixels, counted over the batch, of which the first filters pack those that no picture's end cuts."""
+    picture, NR, D, K = p.H1 * p.W1, 2 * p.VL, p.D1 // p.groups, p.K // p.groups
+    if p.direction == "grad_x":
+        D, K = K, D
+    panels = -(-p.N * picture // NR)
+    cut = min(panels, p.N - p.N * math.gcd(picture, NR) // NR)
+    packing = D * (BY_THE_WAY * D * NR * p.itemsize / L1 * panels + CROSSING * cut)
+    return _product(K, D, p.N * picture, p) + packing + SCATTERING * K * cut
+
+
 def _depth_first_cycles(p: Problem) -> float:
     """Of a depth-first gather: from strips of rows, with lanes lost past their ends, or from packed panels; see plan_planes."""
+    if p.pointwise:
+        return min(_across_cycles(p), _panels_cycles(p))
     VL, (Sh, Sw) = p.VL, p.window.S
     taps, across = len(offsets(p, 0, False)) * len(offsets(p, 1, False)), len(offsets(p, 1, False)) > 1
     (H2, W2), D, K, rows, (down, right) = p.window.size, p.D1 // p.groups, p.K // p.groups, p.H1, _reach(p.window)

@@ -11,7 +11,8 @@ pixels is the sum, over a list of taps, of a source pixel times that tap's matri
 
 Pictures are read through pointers: rows of the tile are pixels, a run of k is a tap's channels (padding points at a row of
 zeros), B is the weights packed in panels; of few filters vectors run along the channels instead. planes.pyx has the gathers of
-depth-first pictures. Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is summed in an order that
+depth-first pictures; but where every pixel stands alone they may be read here, across their planes: rows of the tile are pixels of
+one plane, k steps from plane to plane, and what comes out is turned over (`pass_planes`). Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is summed in an order that
 depends on neither threads nor batch.
 """
 
@@ -26,7 +27,7 @@ from fastconv._kernels.gather cimport (
 from fastconv._kernels.tiles cimport (
     DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data, end_task,
     fetch_lines, few_pixels, find_tiles, lanes, least, make_shares, most, outer_tile, point_rows, prefetch_low, real, take,
-    tile_by_rows, tile_height, tile_of_few, transpose,
+    tile_by_columns, tile_by_rows, tile_height, tile_of_few, transpose,
 )
 
 import numpy as np
@@ -67,16 +68,17 @@ cdef class Gather:
     merged : F_w where the taps are a whole window without dilation and C is small, else 0
     filters_first : weights (K, C, F, F), else (F, F, C, K)
     transposed : the weights are those of the convolution that this one is the gradient of: read with C and K exchanged
+    across_planes : source and destination lie depth first; there is one tap, of stride 1, and the grid is the picture
     """
     cdef Shape s
     cdef cnp.ndarray taps
     cdef bint filters_first, transposed
 
     def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, Py_ssize_t merged, bint filters_first,
-                 bint transposed):
+                 bint transposed, bint across_planes):
         self.s = make_shape(sizes, grid, taps, window)
         self.taps, self.filters_first, self.transposed = taps, filters_first, transposed
-        self.s.merged = merged
+        self.s.merged, self.s.across_planes = merged, across_planes
         self.s.across, self.s.by_filters = transposed != filters_first, filters_first and window > 1
         self.s.by_place = better_by_place(&self.s)
 
@@ -175,7 +177,7 @@ cdef inline bint few(Shape *s, real *like) noexcept nogil:
     """Whether there are so few filters that vectors along them would be nearly empty, and channels enough for vectors whose lanes
     are added in the end; for the sums of one tap that takes wider vectors."""
     cdef Py_ssize_t VL = lanes(like)
-    return (s.groups == 1 and s.K <= DOT_ROWS and s.C >= VL and not s.merged
+    return (s.groups == 1 and s.K <= DOT_ROWS and s.C >= VL and not s.merged and not s.across_planes
             and VL >= (2 if s.T > 1 else 4) * DOT_ROWS)
 
 
@@ -197,7 +199,7 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
         z.panel_size = 0
     elif (pixels <= 24 * TILE_MR
           and s.groups * z.panels * z.panel_size * <Py_ssize_t> sizeof(real) > (KEPT if pixels <= 6 * TILE_MR else 3 * KEPT)
-          and not s.merged and not s.by_filters):
+          and not s.merged and not s.by_filters and not s.across_planes):
         z.passing = most(1, least(PANELS, s.groups * z.panels // (2 * threads)))
     z.packed = s.groups * z.panels * (NR if z.passing else z.panel_size + NR)
     # Pixels a task: their source rows stay in cache while all panels of weights pass over them.
@@ -213,9 +215,14 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
         z.chunk = most(1, ceil_div(pixels, even(ceil_div(pixels, z.chunk), threads)))
     if s.by_place:
         z.chunk = ceil_div(z.chunk, s.N) * s.N
-    z.per_image = s.rows * s.cols if s.merged else most(1, pixels)
+    z.per_image = s.rows * s.cols if s.merged or s.across_planes else most(1, pixels)
+    if s.across_planes:
+        z.chunk = most(1, ceil_div(z.per_image, most(1, ceil_div(z.per_image, z.chunk))))
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
+    if s.across_planes:
+        z.scratch = aligned(z.chunk * NR * sizeof(real))
+        return z
     z.scratch = pixel_scratch(s, pixels if z.passing else z.chunk, like) + z.passing * (PASSING + 1) * NR * sizeof(real)
     return z
 
@@ -233,12 +240,12 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     cdef bint parallel = threads > 1 and <double> pixels * s.T * s.C * s.K * s.groups > SMALL_WORK
     cdef Share shares[SHARES]
     s.as_it_lies = one_to_one(s)
-    s.stream = beyond_caches(s, src) and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
+    s.stream = not s.across_planes and beyond_caches(s, src) and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
     s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
-    for i in range(threads):
+    for i in range(0 if s.across_planes else threads):
         (<Pointed *> (space + i * z.scratch))[0] = Pointed(-1, 0, 0)
     with nogil:
         if threads > 1 and (z.packed > SMALL_WORK or parallel and z.cuts * z.stretches > 1):
@@ -449,6 +456,9 @@ cdef void pixel_task(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias
                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, Py_ssize_t chunk,
                      char *scratch) noexcept nogil:
     """Pixels lo to hi of the grid, counted over the batch, a chunk or less, of the filters in some panels of group g."""
+    if s.across_planes:
+        pass_planes(s, src, b, b_step, bias, dst, relu, g, lo, hi, panel, panel_end, <real *> scratch)
+        return
     if s.as_it_lies and s.rows == s.Hd and s.cols == s.Wd and s.C >= 1:
         pass_pixels(s, src, b, b_step, bias, dst, relu, g, lo, hi, panel, panel_end)
         return
@@ -525,6 +535,33 @@ cdef void pass_pixels(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bia
             else:
                 tile_by_rows(rows, 1, s.C, a, b + panel * s.together * s.C * NR, b_step, c, cols, &e)
             q += rows
+        panel += 1
+    end_task(before)
+
+
+cdef void pass_planes(Shape *s, real *src, real *b, Py_ssize_t b_step, real *bias, real *dst, bint relu, Py_ssize_t g,
+                      Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t panel, Py_ssize_t panel_end, real *made) noexcept nogil:
+    """`pixel_task` of depth-first pictures, lo to hi within one of them. A panel's results, [pixel][filter], wait in a core's cache
+    to be turned over."""
+    cdef Py_ssize_t NR = 2 * lanes(src), plane = s.rows * s.cols, picture = lo // plane * s.groups + g
+    cdef Py_ssize_t blocks = ceil_div(hi - lo, TILE_MR), i, rows, q, cols
+    cdef real *a
+    cdef real *c[TILE_MR]
+    cdef Epilogue e = Epilogue(NULL, 0, 0, relu, 0, 0, NULL, plane * sizeof(real), 0)
+    cdef unsigned int before = begin_task()
+    src += picture * s.C * plane + lo % plane
+    dst += picture * s.K * plane + lo % plane
+    while panel < panel_end:
+        e.bias = bias + panel * NR if bias != NULL else NULL
+        q, cols = 0, least(NR, s.K - panel * NR)
+        for i in range(blocks):
+            rows, a = (hi - lo - q) // (blocks - i), src + q
+            if s.ahead and panel == panel_end - 1:
+                e.ahead = a + hi - lo
+            point_rows(c, made + q * NR, NR, rows)
+            tile_by_columns(rows, 1, s.C, &a, plane, b + panel * s.C * NR, b_step, c, cols, &e)
+            q += rows
+        transpose(dst + panel * NR * plane, plane, made, NR, hi - lo, cols)
         panel += 1
     end_task(before)
 
