@@ -31,9 +31,9 @@ BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
 SUMS_OF_PIXELS = 1.9  # a vector of pixels' products for a weight gradient, for one of filters'
 PACKING = 20  # two vectors of depth-first pixels, for one more tap
-# Of pixels that stand alone: to pack two vectors of them by the way, for each L1 bytes of the packed panel; if a picture ends
-# within it; and to put a filter's results of such a panel in place.
-BY_THE_WAY, CROSSING, SCATTERING, L1 = 3, 12, 16, 1 << 15
+# Of pixels that stand alone: to pack two vectors of them by the way, for each L1 bytes of the packed panel; more if a picture ends
+# within it, and to put a filter's results of such a panel in place; to turn over a vector of results that are still in cache.
+BY_THE_WAY, CROSSING, SCATTERING, TURNING_IN_CACHE, L1 = 3, 8, 24, 3, 1 << 15
 LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
@@ -418,7 +418,7 @@ def _across_cycles(p: Problem) -> float:
     pixels, D, K = p.N * p.H1 * p.W1, p.D1 // p.groups, p.K // p.groups
     if p.direction == "grad_x":
         D, K = K, D
-    return p.N * _product(p.H1 * p.W1, D, K, p) + TURNING * (pixels + D) * -(-K // p.VL)
+    return p.N * _product(p.H1 * p.W1, D, K, p) + TURNING_IN_CACHE * (pixels + D) * -(-K // p.VL)
 
 
 def _panels_cycles(p: Problem) -> float:

@@ -11,9 +11,9 @@ pixels is the sum, over a list of taps, of a source pixel times that tap's matri
 
 Pictures are read through pointers: rows of the tile are pixels, a run of k is a tap's channels (padding points at a row of
 zeros), B is the weights packed in panels; of few filters vectors run along the channels instead. planes.pyx has the gathers of
-depth-first pictures; but where every pixel stands alone they may be read here, across their planes: rows of the tile are pixels of
-one plane, k steps from plane to plane, and what comes out is turned over (`pass_planes`). Arguments are trusted; arrays are C-contiguous and of one dtype. Every number is summed in an order that
-depends on neither threads nor batch.
+depth-first pictures; but where every pixel stands alone they may be read here, across their planes: rows of the tile are pixels
+of one plane, k steps from plane to plane, and what comes out is turned over (`pass_planes`). Arguments are trusted; arrays are
+C-contiguous and of one dtype. Every number is summed in an order that depends on neither threads nor batch.
 """
 
 cimport cython
@@ -216,8 +216,10 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     if s.by_place:
         z.chunk = ceil_div(z.chunk, s.N) * s.N
     z.per_image = s.rows * s.cols if s.merged or s.across_planes else most(1, pixels)
-    if s.across_planes:
-        z.chunk = most(1, ceil_div(z.per_image, most(1, ceil_div(z.per_image, z.chunk))))
+    if s.across_planes:  # evenly many pixels of each picture, and of few pictures so many pieces that threads can share them
+        share = most(1, s.N * s.groups * ceil_div(z.per_image, z.chunk))
+        share = even(share, threads) if share < 8 * threads else share
+        z.chunk = most(1, ceil_div(z.per_image, ceil_div(share, most(1, s.N * s.groups))))
     z.per_row = ceil_div(z.per_image, z.chunk)
     z.chunks = z.per_row * (pixels // z.per_image)
     if s.across_planes:
