@@ -32,7 +32,8 @@ find_tiles(addresses)
 
 cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
-    IN_PLACE = 1 << 10    # filters that make up for packing what they are multiplied with
+    AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches
+    IN_PLACE = 1 << 10    # filters that make up for packing depth-last channels
     FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
     STRETCH = 1 << 10     # bytes of a depth-last pixel that are worth the way to it
     ADDING = 6            # vectors of products that cost as much as to add the lanes of their sums
@@ -55,13 +56,14 @@ cdef struct Strips:
     Py_ssize_t taps                   # of a window row that one tile takes: F_w if their channels lie side by side, or 1
     Py_ssize_t panels, ld             # of filters; K rounded up to whole panels
     Py_ssize_t cuts, splits           # of the panels and of the blocks, among the threads
-    bint in_place                     # a 1x1 window without padding, and few filters: the source is not packed
+    bint in_place                     # a 1x1 window without padding, depth last with few filters: the source is not packed
     bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
     bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
     bint ahead                        # no cache keeps the pictures: tiles call for the next strip
+    bint planes_ahead                 # depth-first ones lie far away: tiles call for the next one's planes, if these are single rows
 
 
 @cython.final
@@ -165,7 +167,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
     z.splits = most(1, least(z.blocks, 2 * threads // (parts * s.groups * z.cuts) if threads > 1 else 1))
     z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
-                  and (s.K < IN_PLACE or nchw and s.stride_w > 1))
+                  and (nchw or s.K < IN_PLACE))
     z.gaps = nchw and z.in_place and s.stride_w > 1
     # Where all taps stand in one row (column), only the rows (columns) that the grid meets are packed.
     z.pack_h = 1 if s.dh[last] == s.dh[0] else s.stride_h
@@ -181,6 +183,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
     z.rows = most(1, least(s.N * s.rows, most(256, share // (z.groups * ceil_div(z.panels, z.cuts) * NR)) // most(1, s.cols)))
     z.ahead = not nchw and z.cuts == z.splits == s.groups == 1 and bytes_met(s, like) > STREAM
+    z.planes_ahead = nchw and s.rows == 1 and bytes_met(s, like) > AHEAD
     if z.ahead and not z.dy_in_place:  # it and the next strip's both stay in cache
         z.rows = most(1, z.rows // 2)
     if z.ahead and z.in_place:  # so do both strips of the source, but for sums that would pass through it too often
@@ -379,6 +382,9 @@ cdef void pointwise_block(Shape *s, Strips *z, real *src, real *x, real *d, real
             if z.gaps:
                 tile_by_rows(n, 1, pixels, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             elif nchw:
+                for r in range(rows * (p - panel) // (panel_end - panel), rows * (p - panel + 1) // (panel_end - panel)):
+                    for m in range(least(n, s.C - c - n) if z.planes_ahead else 0):
+                        fetch_lines(a[r * TILE_MR + m] + n * plane, plane * sizeof(real))
                 tile_by_rows(n, rows, s.cols, a, d + (p - panel) * d_panel, d_step, to, least(NR, s.K - p * NR), &e)
             else:
                 lines_ahead(next, &e)
