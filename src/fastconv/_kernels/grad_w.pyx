@@ -63,7 +63,7 @@ cdef struct Strips:
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
     bint ahead                        # no cache keeps the pictures: tiles call for the next strip
-    bint planes_ahead                 # depth-first ones lie far away: tiles call for the next one's planes, if these are single rows
+    bint planes_ahead                 # depth-first ones lie far away: tiles call for the next one's planes, where these are rows
 
 
 @cython.final
