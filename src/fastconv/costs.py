@@ -38,9 +38,10 @@ LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
-# Of direct convolution's cycles, which Winograd must stay below: for weights, and for pictures; less with S=2 for pictures, whose
-# values leave a core's cache sooner, and still less where no cache keeps the filters of its phases.
-WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 0.9, 0.82, 0.74
+# Of direct convolution's cycles, which Winograd must stay below: for weights, more with S=2, for which direct convolution packs
+# pixels that it does not multiply; for pictures; less with S=2 for pictures, whose values leave a core's cache sooner, and still
+# less where no cache keeps the filters of its phases.
+WEIGHTS_MARGIN, STRIDED_WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 1.06, 0.9, 0.82, 0.74
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 APART = 4  # depth-first pixels of which one is read at a time, for which pictures are turned over
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
@@ -354,9 +355,10 @@ def better_turned_for_winograd(p: Problem) -> bool:
 
 def margin(p: Problem, m: Pair) -> float:
     """Of direct convolution's cycles, what Winograd must stay below to be taken."""
+    strided = p.window.S != (1, 1)
     if p.direction == "grad_w":
-        return WEIGHTS_MARGIN
-    if p.window.S == (1, 1):
+        return STRIDED_WEIGHTS_MARGIN if strided else WEIGHTS_MARGIN
+    if not strided:
         return MARGIN
     filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * p.itemsize
     return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
