@@ -148,12 +148,19 @@ cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint nchw, Py_ss
                   least(s.C, c + lanes(dw)), 0, s.K)
 
 
+cdef inline double unevenness(Py_ssize_t n, Py_ssize_t cuts) noexcept nogil:
+    """How many times the mean the largest of so many cuts of n is."""
+    return ceil_div(n, cuts) * cuts / <double> most(1, n)
+
+
 cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept nogil:
     cdef Strips z
     cdef Shape *s = &self.s
     cdef bint nchw = self.nchw
     cdef Py_ssize_t parts = self.parts
     cdef Py_ssize_t NR = 2 * lanes(like), share = L2_SHARE // <Py_ssize_t> sizeof(real), last = s.T - 1, pictures, pixel
+    cdef Py_ssize_t wanted, cuts, splits
+    cdef double uneven, least_uneven
     # Depth last, of a pixel of many small groups several are read at a time.
     z.sets = s.groups
     if not nchw and s.T > 1 and parts * s.groups >= 2 * threads:
@@ -164,8 +171,14 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
     z.ld = z.panels * NR
-    z.cuts = most(1, least(z.panels, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1))
-    z.splits = most(1, least(z.blocks, 2 * threads // (parts * s.groups * z.cuts) if threads > 1 else 1))
+    z.cuts = z.splits = 1
+    wanted = most(1, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1)
+    least_uneven = 0
+    for cuts in range(least(z.panels, wanted), 0, -1):
+        splits = least(z.blocks, ceil_div(wanted, cuts))
+        uneven = unevenness(z.panels, cuts) * unevenness(z.blocks, splits)
+        if least_uneven == 0 or uneven < 0.97 * least_uneven:
+            z.cuts, z.splits, least_uneven = cuts, splits, uneven
     z.in_place = (s.T == 1 and s.dh[0] == s.dw[0] == 0 and (s.rows - 1) * s.stride_h < s.Hs and (s.cols - 1) * s.stride_w < s.Ws
                   and (nchw or s.K < IN_PLACE))
     z.gaps = nchw and z.in_place and s.stride_w > 1
