@@ -208,7 +208,8 @@ cdef Chunks plan_chunks(Shape *s, int threads, real *like) noexcept nogil:
     z.chunk = most(unit, least(share, 24 * TILE_MR) // unit * unit)
     # Few pixels: cut the filters instead, so that a thread finds the weights that it has packed in its own cache.
     z.cuts = threads * least(4, z.panels // threads) if pixels < 24 * TILE_MR * threads and not s.merged else 1
-    if z.cuts > 1 and z.panels % threads and z.panels < 8 * threads:  # one by one, each in a chunk for each thread
+    # So few panels that the threads cannot share them evenly go one by one, with as many chunks of pixels as there are threads.
+    if z.cuts > 1 and z.panels % threads and z.panels < 8 * threads:
         z.cuts, z.chunk = z.panels, most(1, least(z.chunk, ceil_div(pixels, threads)))
     z.cuts = most(1, z.cuts)
     while z.cuts == 1 and z.chunk > unit and ceil_div(pixels, z.chunk) * s.groups < 4 * threads:

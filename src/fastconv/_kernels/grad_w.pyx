@@ -171,6 +171,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.block = ceil_div(s.C, z.blocks)
     z.panels = ceil_div(s.K, NR)
     z.ld = z.panels * NR
+    # Tasks for each thread, as even as can be: by panels, which saves packing dy again, by blocks, or by both.
     z.cuts = z.splits = 1
     wanted = most(1, ceil_div(2 * threads, parts * s.groups) if threads > 1 else 1)
     least_uneven = 0
