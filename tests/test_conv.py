@@ -233,6 +233,18 @@ def test_a_lone_panel_is_packed_by_stretches_of_channels(isa, layout):
             assert [name for name in RESULTS if not bits(again[name], first[name])] == [], f"{p}, {n} threads"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_filters_that_threads_cannot_share_evenly(isa, layout):
+    """Three, five and seven panels over few pixels: these are cut as well, and for weights the channels."""
+    NR = 2 * _kernels.kernel("conv").VECTOR // np.dtype("f4").itemsize
+    for panels in (3, 5, 7):
+        for p in (
+            Problem(f"{panels} panels", 2, 7, 9, 170, panels * NR - 3, 1),
+            Problem(f"{panels} panels, stride 2", 2, 7, 9, 90, panels * NR - 3, S=2, P=1),
+        ):
+            assert list(mistakes(p, expected(p, layout, "float32"), "direct", layout)) == []
+
+
 def test_strips_of_unlike_lengths(isa):
     """Depth last, of few channels, two rows and one in turn: a thread whose first strip is short makes pointers for a long one."""
     p = Problem("strips", 5, 3, 20, 3, 40, P=1)

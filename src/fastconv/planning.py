@@ -51,10 +51,15 @@ def columns(p: Problem) -> Any:
     return _kernels.kernel("columns").Columns(*_forward(p, True), p.nchw)
 
 
+def _by_planes(p: Problem) -> bool:
+    """Whether planes.pyx has the gathers, not conv.pyx, which reads depth-first pictures across their planes only."""
+    return p.nchw and not costs.across_planes(p)
+
+
 def _forward_gather(p: Problem) -> Any:
     """The gather of a forward convolution; few channels side by side are read a window row at a time."""
     sizes, grid, taps, window = _forward(p, False)
-    if p.nchw and not costs.across_planes(p):
+    if _by_planes(p):
         return _kernels.kernel("planes").Gather(sizes, grid, taps, window, False)
     merged = p.window.F[1] if not p.nchw and costs.read_by_rows(p) and taps.shape[1] == window else 0
     return _kernels.kernel("conv").Gather(sizes, grid, taps, window, merged, p.filters_first, False, p.nchw)
@@ -83,7 +88,7 @@ def _gradient_gathers(p: Problem) -> list[Any]:
     def gather(grid: tuple[int, ...], taps: list[tuple[int, int, int]]) -> Any:
         table = np.array(taps, np.intp).reshape(-1, 3).T.copy()
         sizes = (N, p.groups, p.K // p.groups, p.D1 // p.groups, *source, *target)
-        if p.nchw and not costs.across_planes(p):
+        if _by_planes(p):
             return _kernels.kernel("planes").Gather(sizes, grid, table, Fh * Fw, True)
         return _kernels.kernel("conv").Gather(sizes, grid, table, Fh * Fw, 0, p.filters_first, True, p.nchw)
 
@@ -307,7 +312,7 @@ def _direct(p: Problem) -> Job:
     if costs.better_forward(p):
         return _as_forward(p)
     depth, p = p.D1, _folded(p)
-    kernels = _kernels.kernel("planes" if p.nchw and not costs.across_planes(p) else "conv")
+    kernels = _kernels.kernel("planes" if _by_planes(p) else "conv")
     gathers = kernels.Gathers([_forward_gather(p)] if p.direction == "fwd" else _gradient_gathers(p))
     job = Job(gathers.run, lambda threads: gathers.workspace(p.itemsize, threads))
     if p.direction == "fwd" or p.D1 == depth:
