@@ -22,7 +22,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, SMALL_WORK, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
+    AHEAD, L2_SHARE, SMALL_WORK, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
 )
 from fastconv._kernels.tiles cimport (
     DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data, end_task,
@@ -42,7 +42,6 @@ find_tiles(addresses)
 cdef enum:
     KEPT = 1 << 23        # bytes of packed weights that some cache keeps until they are used
     PASSING = 128         # channels of weights packed at a time where they are used once; a row more keeps panels off one cache set
-    AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: pixels are called for before they are needed
     PANELS = 32           # of weights that pass by at a time at most
     STRETCH = 1 << 14     # weights that are worth a task of their own
     ABREAST = 16          # panels that are packed together at most: their filters lie side by side

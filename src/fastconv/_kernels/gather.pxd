@@ -9,6 +9,7 @@ from fastconv._kernels.tiles cimport DOT_ROWS, ceil_div, copy, fetch_lines, lane
 cdef enum:
     STREAM = 5 << 22      # bytes of pictures that no cache keeps: results are written past them
     SWEPT = 3 << 24       # the same of those of few channels, read and written in one sweep
+    AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches: what comes is called for before it is needed
     L2_SHARE = 1 << 18    # bytes of one operand that a core's second-level cache holds with room to spare
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     COPYING = 16          # filters whose products cost as much as to copy a pixel of a strip once more

@@ -14,8 +14,8 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, list_products, make_shape, one_to_one, place_planes,
-    size_planes,
+    AHEAD, L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, list_products, make_shape, one_to_one,
+    place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
     CACHE_LINE, DOT_COLS, DOT_ROWS, PART_OF_B, TILE_MR, VECTOR_BYTES, Epilogue, aligned, begin_task, ceil_div, copy, data,
@@ -32,7 +32,6 @@ find_tiles(addresses)
 
 cdef enum:
     SIDE_BY_SIDE = 64     # pixels of a depth-first row that are taken out of it before they are turned over
-    AHEAD = 1 << 22       # bytes of pictures beyond a core's own caches
     IN_PLACE = 1 << 10    # filters that make up for packing depth-last channels
     FEW_SETS = 1 << 9     # bytes: pixels a larger multiple of it apart share a few sets of a first-level cache
     STRETCH = 1 << 10     # bytes of a depth-last pixel that are worth the way to it
