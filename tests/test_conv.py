@@ -381,6 +381,36 @@ def test_where_pixels_are_read_across_planes(monkeypatch, side, D1, K, across):
     assert not costs.across_planes(p._replace(nchw=False))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_either_planes_may_be_turned_over_for_weight_gradients(isa, monkeypatch, dtype, replan):
+    """Of pixels that stand alone, those of dy or of x; channels and filters at and around whole vectors, one part and several."""
+    problems = [
+        *(Problem(f"{n} channels", 2, 5, 7, n, 40, 1) for n in CHANNEL_SIZES),
+        *(Problem(f"{n} filters", 2, 5, 7, 40, n, 1) for n in CHANNEL_SIZES), Problem("parts", 3, 34, 37, 24, 70, 1),
+        Problem("one pixel", 3, 1, 1, 24, 70, 1), Problem("more weights", 1, 3, 3, 200, 300, 1),
+    ]  # fmt: skip
+    for exchanged in (False, True):
+        monkeypatch.setattr(costs, "better_exchanged", lambda p, exchanged=exchanged: exchanged and p.nchw and p.pointwise)
+        replan()
+        assert [fault for p in problems for fault in mistakes(p, expected(p, "NCHW", dtype), "direct", "NCHW")] == []
+
+
+@pytest.mark.parametrize(
+    ("side", "D1", "K", "x_turned"),
+    [
+        (112, 16, 96, True), (56, 64, 256, True), (14, 112, 672, True), (7, 512, 2048, True), (7, 1024, 1024, True),
+        (56, 256, 64, False), (28, 50, 64, False), (28, 17, 100, False), (14, 1024, 256, False), (64, 8, 32, False),
+    ],
+)  # fmt: skip
+def test_which_planes_are_turned_over_for_weight_gradients(monkeypatch, side, D1, K, x_turned):
+    """The fewer, unless vectors of them are empty in part; with 16 numbers a vector."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    p = costs.Problem("grad_w", 8, side, side, D1, K, Problem("1x1", 1, side, side, D1, K, 1).window, 1, True, "float32")
+    assert costs.better_exchanged(p) is x_turned
+
+
 def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monkeypatch, replan):
     """For all that are turned over at a time weights are packed once: more than room for one picture would be worth."""
     p, picture = Problem("heavy weights", 5, 6, 5, 40, 48, S=2, P=1), 4 * (6 * 5 * 40 + 3 * 3 * 48)

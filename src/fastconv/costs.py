@@ -34,6 +34,8 @@ PACKING = 20  # two vectors of depth-first pixels, for one more tap
 # Of pixels that stand alone: to pack two vectors of them by the way, for each L1 bytes of the packed panel; more if a picture ends
 # within it, and to put a filter's results of such a panel in place; to turn over a vector of results that are still in cache.
 BY_THE_WAY, CROSSING, SCATTERING, TURNING_IN_CACHE, L1 = 3, 8, 24, 3, 1 << 15
+# Of weight gradients: a vector of a depth-first plane, and of weights, turned over; tiles of one vector, for a cycle of products.
+TURNING_PLANES, TURNING_WEIGHTS, ONE_VECTOR = 4, 8, 1.25
 LINE = 3  # a cache line of a strip in the second-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
@@ -239,11 +241,14 @@ def better_forward(p: Problem) -> bool:
 
 def better_exchanged(p: Problem) -> bool:
     """Whether the weight gradient of few filters is better made as that of few channels: depth last, its vectors run along the
-    channels then, depth first along the pixels of both pictures, if these are many."""
+    channels then, depth first along the pixels of both pictures, if these are many. Of pixels that stand alone it is the matrix
+    turned over: the planes of x are turned over, not those of dy, and no weights."""
     w, (down, across), VL = p.window, _reach(p.window), p.VL
     if p.groups > 1 or w.S != (1, 1) or max(w.pads[0]) > down or max(w.pads[1]) > across:
         return False
     filters, channels = -(-p.K // VL), -(-p.D1 // VL)
+    if p.nchw and p.pointwise and min(p.D1, p.K) >= VL:
+        return _by_planes_cycles(p, p.K, p.D1) < _by_planes_cycles(p, p.D1, p.K) + TURNING_WEIGHTS * p.K * p.D1 / VL
     if p.nchw:
         return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
     return p.K * channels < 0.7 * p.D1 * filters
@@ -458,6 +463,13 @@ def _depth_first_cycles(p: Problem) -> float:
     lanes = ONE_ROW if one_row else -(-W2 // VL) * VL / W2
     copying = p.N * D * rows * copies * (COPYING[0] + COPYING[1] * (W2 + VL) / VL)
     return max(products, LINE * steps * 2 * VL * p.itemsize / 64) * lanes + copying
+
+
+def _by_planes_cycles(p: Problem, rows: int, columns: int) -> float:
+    """Of the weight gradient of depth-first pixels that stand alone: planes as they lie by planes that are turned over."""
+    pixels = p.N * p.H1 * p.W1
+    narrow = ONE_VECTOR if columns <= p.VL else 1
+    return narrow * _product(rows, pixels, columns, p) + TURNING_PLANES * pixels * columns / p.VL
 
 
 def _few_cycles(pixels: float, taps: int, channels: int, filters: int, p: Problem) -> float:

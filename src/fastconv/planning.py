@@ -308,7 +308,7 @@ def _direct(p: Problem) -> Job:
     if costs.better_depth_first(p):
         return _turned(p, _direct, True)
     if p.direction == "grad_w":
-        return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p), p)
+        return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p, p.nchw), p)
     if costs.better_forward(p):
         return _as_forward(p)
     depth, p = p.D1, _folded(p)
@@ -343,7 +343,11 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 
 def _exchanged(p: Problem) -> Job:
-    job, F = _gradient_job(_weight_gradient(costs.exchange(p)), p), p.window.F
+    other, F = costs.exchange(p), p.window.F
+    if p.nchw and p.pointwise:  # filters last, its weights are ours
+        job = _gradient_job(_weight_gradient(other, False), p)
+        return job._replace(run=lambda dy, x, *rest: job.run(x, dy, *rest))
+    job = _gradient_job(_weight_gradient(other, p.nchw), p)
     made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
@@ -355,7 +359,7 @@ def _exchanged(p: Problem) -> Job:
     return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * p.itemsize)
 
 
-def _weight_gradient(p: Problem) -> Any:
+def _weight_gradient(p: Problem, filters_first: bool) -> Any:
     """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with their own sums:
     enough for eight threads, and so many that none is long, if these sums are neither large nor soon done."""
     gather, weights = _forward(p, True), math.prod(p.window.F) * p.D1 * p.K // p.groups**2
@@ -363,7 +367,7 @@ def _weight_gradient(p: Problem) -> Any:
     enough = max(4 if weights > 1 << 16 else 8, N * H2 * W2 // costs.PART_PIXELS)
     most = min(enough, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
     parts = 1 << max(1, most).bit_length() - 1
-    return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, parts)
+    return _kernels.kernel("grad_w").WeightGradient(*gather, p.nchw, filters_first, parts)
 
 
 def _im2col(p: Problem) -> Job:

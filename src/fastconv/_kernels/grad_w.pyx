@@ -58,7 +58,7 @@ cdef struct Strips:
     bint in_place                     # a 1x1 window without padding, depth last with few filters: the source is not packed
     bint gaps                         # but depth-first rows have some, which are left out in a copy of a tile's channels
     bint dy_in_place                  # whole panels that few tiles meet: nor is dy
-    bint direct                       # depth-last weights and one part: the sums are made in dw, no copy follows
+    bint direct                       # filters-last weights and one part: the sums are made in dw, no copy follows
     bint whole                        # filters-first weights and one part: a task writes its own
     bint stream                       # they are written past the caches
     bint ahead                        # no cache keeps the pictures: tiles call for the next strip
@@ -72,18 +72,20 @@ cdef class WeightGradient:
     Parameters
     ----------
     sizes, grid, taps, window : as for `Gather` in conv.pyx, with every tap of the window
-    nchw : depth-first pictures, and weights (K, C, F, F), else depth-last
+    nchw : depth-first pictures, else depth-last
+    filters_first : weights (K, C, F, F), else (F, F, C, K); of depth-first pictures the latter for one group and 1x1 windows only
     parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
         the result does not depend on the threads
     """
     cdef Shape s
     cdef cnp.ndarray taps
-    cdef bint nchw
+    cdef bint nchw, filters_first
     cdef Py_ssize_t parts
 
-    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, Py_ssize_t parts):
+    def __init__(self, tuple sizes, tuple grid, cnp.ndarray taps, Py_ssize_t window, bint nchw, bint filters_first,
+                 Py_ssize_t parts):
         self.s = make_shape(sizes, grid, taps, window)
-        self.taps, self.nchw, self.parts = taps, nchw, parts
+        self.taps, self.nchw, self.filters_first, self.parts = taps, nchw, filters_first, parts
 
     def workspace(self, Py_ssize_t itemsize, int threads):
         """Bytes that `run` allocates: the parts' sums and each thread's scratch."""
@@ -121,7 +123,7 @@ cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int 
     cdef Py_ssize_t parts = self.parts, tasks = parts * z.sets * z.cuts * z.splits, scratch = strip_bytes(s, &z, src), i
     cdef Py_ssize_t sums = 0 if z.direct or z.whole else s.groups * ceil_div(s.C, lanes(src))
     cdef real *total = <real *> (space + threads * scratch)
-    cdef bint nchw = self.nchw
+    cdef bint nchw = self.nchw, filters_first = self.filters_first
     if z.direct:
         total, z.ld = dw, s.groups * s.K
         z.stream = (z.rows >= s.N * s.rows and s.T * s.C * z.ld * <Py_ssize_t> sizeof(real) > STREAM and s.K % lanes(src) == 0
@@ -131,19 +133,19 @@ cdef gradient_by_strips(WeightGradient self, real *src, real *dy, real *dw, int 
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space + threadid() * scratch)
             for i in prange(sums, num_threads=threads, schedule="static"):
-                sums_task(s, &z, total, dw, nchw, parts, i)
+                sums_task(s, &z, total, dw, filters_first, parts, i)
         else:  # a region of one thread costs as much as the work of a small call
             for i in range(tasks):
                 gradient_task(s, &z, src, dy, total, dw, nchw, parts, i, space)
             for i in range(sums):
-                sums_task(s, &z, total, dw, nchw, parts, i)
+                sums_task(s, &z, total, dw, filters_first, parts, i)
 
 
-cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint nchw, Py_ssize_t parts,
+cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint filters_first, Py_ssize_t parts,
                     Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
     cdef Py_ssize_t blocks = ceil_div(s.C, lanes(dw)), g = i // blocks, c = i % blocks * lanes(dw), size = s.T * s.C * z.ld
-    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, nchw, g, c,
+    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, filters_first, g, c,
                   least(s.C, c + lanes(dw)), 0, s.K)
 
 
@@ -190,7 +192,7 @@ cdef Strips plan_strips(WeightGradient self, int threads, real *like) noexcept n
     z.taps = 1
     while z.blocks == 1 and z.taps < s.T and s.dh[z.taps] == s.dh[0] and s.dw[z.taps] == s.dw[0] + z.taps:
         z.taps += 1
-    z.direct, z.whole, z.stream = parts == 1 and not nchw, parts == 1 and nchw, False
+    z.direct, z.whole, z.stream = parts == 1 and not self.filters_first, parts == 1 and self.filters_first, False
     pixel = s.groups * s.K * <Py_ssize_t> sizeof(real)
     z.dy_in_place = (not nchw and (s.K % lanes(like) == 0 or PART_OF_B) and (pixel <= FEW_SETS or pixel % FEW_SETS)
                      and s.T // z.taps * ceil_div(s.C, TILE_MR) <= most(8, TILE_MR))
@@ -534,17 +536,18 @@ cdef gradient_by_dots(WeightGradient self, Dots *z, real *src, real *dy, real *d
     cdef Shape *s = &self.s
     cdef Py_ssize_t parts = self.parts, tasks = parts * s.groups * z.cuts, filters = s.groups * s.K, i
     cdef real *total = <real *> (space + threads * z.scratch)
+    cdef bint filters_first = self.filters_first
     with nogil:
         if threads > 1 and <double> s.N * s.rows * s.cols * z.products * filters > SMALL_WORK:
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
                 dots_task(s, z, src, dy, total, parts, i, space + threadid() * z.scratch)
             for i in prange(filters, num_threads=threads, schedule="static"):
-                add_dots(s, z, total, parts, i, dw)
+                add_dots(s, z, total, parts, i, dw, filters_first)
         else:
             for i in range(tasks):
                 dots_task(s, z, src, dy, total, parts, i, space)
             for i in range(filters):
-                add_dots(s, z, total, parts, i, dw)
+                add_dots(s, z, total, parts, i, dw, filters_first)
 
 
 cdef inline real *row_of_dy(Shape *s, real *dy, Py_ssize_t g, Py_ssize_t row, Py_ssize_t k) noexcept nogil:
@@ -595,16 +598,18 @@ cdef void dots_task(Shape *s, Dots *z, real *src, real *dy, real *total, Py_ssiz
     end_task(before)
 
 
-cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t parts, Py_ssize_t filter, real *dw) noexcept nogil:
+cdef void add_dots(Shape *s, Dots *z, real *total, Py_ssize_t parts, Py_ssize_t filter, real *dw,
+                   bint filters_first) noexcept nogil:
     """The parts' sums of a filter, counted over the groups, added in order."""
     cdef Py_ssize_t g = filter // s.K, k = filter % s.K, part = s.groups * z.down * z.across * z.size, t, p, first, cols, m
-    cdef real *to = dw + filter * z.products
+    cdef Py_ssize_t step = 1 if filters_first else s.K
+    cdef real *to = dw + filter * (z.products if filters_first else 1)
     cdef real *at
     for t in range(z.across):
         first = z.products * t // z.across
         cols = z.products * (t + 1) // z.across - first
         at = total + ((g * z.down + k // DOT_ROWS) * z.across + t) * z.size + k % DOT_ROWS * DOT_COLS
         for m in range(cols):
-            to[first + m] = at[m]
+            to[(first + m) * step] = at[m]
             for p in range(1, parts):
-                to[first + m] += at[p * part + m]
+                to[(first + m) * step] += at[p * part + m]
