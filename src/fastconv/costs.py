@@ -43,7 +43,7 @@ CORNER = 128  # channels, or filters, for which a weight gradient's tiles are tr
 # Of direct convolution's cycles, which Winograd must stay below: for weights, more with S=2, for which direct convolution packs
 # pixels that it does not multiply; for pictures; less with S=2 for pictures, whose values leave a core's cache sooner, and still
 # less where no cache keeps the filters of its phases.
-WEIGHTS_MARGIN, STRIDED_WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 1.06, 0.9, 0.82, 0.74
+WEIGHTS_MARGIN, STRIDED_WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 1.06, 0.9, 0.85, 0.78
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 APART = 4  # depth-first pixels of which one is read at a time, for which pictures are turned over
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
