@@ -383,14 +383,16 @@ def test_where_pixels_are_read_across_planes(monkeypatch, side, D1, K, across):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_either_planes_may_be_turned_over_for_weight_gradients(isa, monkeypatch, dtype, replan):
-    """Of pixels that stand alone, those of dy or of x; channels and filters at and around whole vectors, one part and several."""
+    """Under 1x1 windows, those of dy or of x; channels and filters at and around whole vectors, one part and several."""
     problems = [
         *(Problem(f"{n} channels", 2, 5, 7, n, 40, 1) for n in CHANNEL_SIZES),
         *(Problem(f"{n} filters", 2, 5, 7, 40, n, 1) for n in CHANNEL_SIZES), Problem("parts", 3, 34, 37, 24, 70, 1),
         Problem("one pixel", 3, 1, 1, 24, 70, 1), Problem("more weights", 1, 3, 3, 200, 300, 1),
+        Problem("stride 2", 3, 15, 13, 24, 70, 1, S=2), Problem("stride 2, parts", 3, 67, 75, 24, 70, 1, S=2),
+        Problem("stride 1 and 3", 2, 6, 200, 20, 40, 1, S=(1, 3)), Problem("stride 3 and 1", 2, 20, 8, 33, 47, 1, S=(3, 1)),
     ]  # fmt: skip
     for exchanged in (False, True):
-        monkeypatch.setattr(costs, "better_exchanged", lambda p, exchanged=exchanged: exchanged and p.nchw and p.pointwise)
+        monkeypatch.setattr(costs, "better_exchanged", lambda p, exchanged=exchanged: exchanged and p.window.F == (1, 1))
         replan()
         assert [fault for p in problems for fault in mistakes(p, expected(p, "NCHW", dtype), "direct", "NCHW")] == []
 
@@ -407,8 +409,10 @@ def test_which_planes_are_turned_over_for_weight_gradients(monkeypatch, side, D1
     kernel = _kernels.kernel("conv")
     monkeypatch.setattr(kernel, "VECTOR", 64)
     monkeypatch.setattr(kernel, "MR", 14)
-    p = costs.Problem("grad_w", 8, side, side, D1, K, Problem("1x1", 1, side, side, D1, K, 1).window, 1, True, "float32")
-    assert costs.better_exchanged(p) is x_turned
+    for S in (1, 2):
+        window = Problem("1x1", 1, S * side, S * side, D1, K, 1, S=S).window
+        p = costs.Problem("grad_w", 8, S * side, S * side, D1, K, window, 1, True, "float32")
+        assert costs.better_exchanged(p) is x_turned
 
 
 def test_pictures_lighter_than_their_weights_are_turned_over_together(isa, monkeypatch, replan):

@@ -241,14 +241,16 @@ def better_forward(p: Problem) -> bool:
 
 def better_exchanged(p: Problem) -> bool:
     """Whether the weight gradient of few filters is better made as that of few channels: depth last, its vectors run along the
-    channels then, depth first along the pixels of both pictures, if these are many. Of pixels that stand alone it is the matrix
-    turned over: the planes of x are turned over, not those of dy, and no weights."""
+    channels then, depth first along the pixels of both pictures, if these are many. Under a 1x1 window it is the matrix turned
+    over: the planes of x are turned over, not those of dy, and no weights."""
     w, (down, across), VL = p.window, _reach(p.window), p.VL
-    if p.groups > 1 or w.S != (1, 1) or max(w.pads[0]) > down or max(w.pads[1]) > across:
+    if p.groups > 1 or max(w.pads[0]) > down or max(w.pads[1]) > across:
+        return False
+    if p.nchw and w.F == (1, 1) and min(p.D1, p.K) >= VL:
+        return _by_planes_cycles(p, p.K, p.D1) < _by_planes_cycles(p, p.D1, p.K) + TURNING_WEIGHTS * p.K * p.D1 / VL
+    if w.S != (1, 1):
         return False
     filters, channels = -(-p.K // VL), -(-p.D1 // VL)
-    if p.nchw and p.pointwise and min(p.D1, p.K) >= VL:
-        return _by_planes_cycles(p, p.K, p.D1) < _by_planes_cycles(p, p.D1, p.K) + TURNING_WEIGHTS * p.K * p.D1 / VL
     if p.nchw:
         return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
     return p.K * channels < 0.7 * p.D1 * filters
@@ -467,7 +469,7 @@ def _depth_first_cycles(p: Problem) -> float:
 
 def _by_planes_cycles(p: Problem, rows: int, columns: int) -> float:
     """Of the weight gradient of depth-first pixels that stand alone: planes as they lie by planes that are turned over."""
-    pixels = p.N * p.H1 * p.W1
+    pixels = p.N * math.prod(p.window.size)
     narrow = ONE_VECTOR if columns <= p.VL else 1
     return narrow * _product(rows, pixels, columns, p) + TURNING_PLANES * pixels * columns / p.VL
 

@@ -21,6 +21,8 @@ from fastconv.geometry import Pair, Window
 DIRECTIONS = ("fwd", "grad_x", "grad_w")
 PATCH = 16  # numbers of a row of a window that are worth a copy of it
 
+Gather = tuple[tuple[int, ...], tuple[int, ...], np.ndarray, int]  # sizes, grid, taps and window: see conv.pyx
+
 
 # ---------------------------------------------------------------- gathers: see _kernels/conv.pyx, planes.pyx and grad_w.pyx
 def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
@@ -37,8 +39,8 @@ def _sizes(p: Problem) -> tuple[int, Pair, Pair]:
     return N, size, size
 
 
-def _forward(p: Problem, every: bool) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, int]:
-    """Sizes, grid, taps and window of a forward gather: `every` tap, or those that meet the picture."""
+def _forward(p: Problem, every: bool) -> Gather:
+    """Of a forward convolution: `every` tap, or those that meet the picture."""
     N, source, target = _sizes(p)
     (Fh, Fw), D, K = p.window.F, p.D1 // p.groups, p.K // p.groups
     rows, cols = costs.offsets(p, 0, every), costs.offsets(p, 1, every)
@@ -308,7 +310,7 @@ def _direct(p: Problem) -> Job:
     if costs.better_depth_first(p):
         return _turned(p, _direct, True)
     if p.direction == "grad_w":
-        return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p, p.nchw), p)
+        return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p, _forward(p, True), p.nchw), p)
     if costs.better_forward(p):
         return _as_forward(p)
     depth, p = p.D1, _folded(p)
@@ -344,10 +346,10 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 def _exchanged(p: Problem) -> Job:
     other, F = costs.exchange(p), p.window.F
-    if p.nchw and p.pointwise:  # filters last, its weights are ours
-        job = _gradient_job(_weight_gradient(other, False), p)
+    if p.nchw and F == (1, 1):  # filters last, its weights are ours
+        job = _gradient_job(_weight_gradient(p, _gather_of_results(p), False), p)
         return job._replace(run=lambda dy, x, *rest: job.run(x, dy, *rest))
-    job = _gradient_job(_weight_gradient(other, p.nchw), p)
+    job = _gradient_job(_weight_gradient(other, _forward(other, True), p.nchw), p)
     made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
     def run(dy: Any, x: Any, bias: Any, dw: Any, relu: bool, threads: int) -> None:
@@ -359,11 +361,18 @@ def _exchanged(p: Problem) -> Job:
     return Job(run, lambda threads: job.workspace(threads) + math.prod(made) * p.itemsize)
 
 
-def _weight_gradient(p: Problem, filters_first: bool) -> Any:
+def _gather_of_results(p: Problem) -> Gather:
+    """Of 1x1 windows: the places of dy, with the pixels of x that they see as what is multiplied with them."""
+    places = p.window.size if math.prod(p.window.size) > 512 else (1, math.prod(p.window.size))
+    pixels = places if p.window.S == (1, 1) else (p.H1, p.W1)
+    return (p.N, 1, p.K, p.D1, *places, *pixels), (*places, 0, 0, *p.window.S, 1, 1), np.zeros((3, 1), np.intp), 1
+
+
+def _weight_gradient(p: Problem, gather: Gather, filters_first: bool) -> Any:
     """By every tap; the rows of pixels are cut, by the problem's numbers alone, into a power of two of parts with their own sums:
     enough for eight threads, and so many that none is long, if these sums are neither large nor soon done."""
-    gather, weights = _forward(p, True), math.prod(p.window.F) * p.D1 * p.K // p.groups**2
-    (N, _, _, _, _, _, H2, W2), work = gather[0], p.flops // 4_000_000 // p.groups
+    weights = math.prod(p.window.F) * p.D1 * p.K // p.groups**2
+    N, (H2, W2), work = gather[0][0], gather[1][:2], p.flops // 4_000_000 // p.groups
     enough = max(4 if weights > 1 << 16 else 8, N * H2 * W2 // costs.PART_PIXELS)
     most = min(enough, work, N * H2, N * H2 * W2 // 256, (1 << 20) // max(1, weights))
     parts = 1 << max(1, most).bit_length() - 1

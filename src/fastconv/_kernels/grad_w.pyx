@@ -14,7 +14,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    AHEAD, L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, bytes_met, copy_planes, list_products, make_shape, one_to_one,
+    AHEAD, L2_SHARE, Planes, SMALL_WORK, STREAM, Shape, apart, bytes_met, copy_planes, list_products, make_shape, one_to_one,
     place_planes, size_planes,
 )
 from fastconv._kernels.tiles cimport (
@@ -76,6 +76,8 @@ cdef class WeightGradient:
     filters_first : weights (K, C, F, F), else (F, F, C, K); of depth-first pictures the latter for one group and 1x1 windows only
     parts : the rows of the grid are cut into so many, whose sums are added in order; it depends on the problem alone, so that
         the result does not depend on the threads
+
+    Depth first, with one tap, dy may be read at every few pixels only, by the grid's steps.
     """
     cdef Shape s
     cdef cnp.ndarray taps
@@ -424,10 +426,30 @@ cdef void pack_dy(Shape *s, real *dy, real *d, bint nchw, Py_ssize_t g, Py_ssize
         n = row // s.rows
         stretch = least(rows, (n + 1) * s.rows - row)  # rows of one picture
         for p in range(panel, panel_end):
-            transpose(d + (p - panel) * size, NR, dy + ((n * s.groups + g) * s.K + p * NR) * s.Hd * s.Wd + row % s.rows * s.cols,
-                      s.Hd * s.Wd, least(NR, s.K - p * NR), stretch * s.cols)
+            pack_planes(s, dy + ((n * s.groups + g) * s.K + p * NR) * s.Hd * s.Wd, d + (p - panel) * size,
+                        least(NR, s.K - p * NR), row % s.rows * s.cols, stretch * s.cols)
         d += stretch * s.cols * NR
         row, rows = row + stretch, rows - stretch
+
+
+cdef inline void pack_planes(Shape *s, real *planes, real *d, Py_ssize_t filters, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """The same of the planes of some filters: n pixels of the grid from the first on, which may lie apart from each other."""
+    cdef Py_ssize_t NR = 2 * lanes(d), plane = s.Hd * s.Wd, across = (s.Wd - 1) // s.step_w + 1, some, done, stretch, at, k
+    cdef real row[32 * SIDE_BY_SIDE]
+    if not apart(s):
+        transpose(d, NR, planes + first, plane, filters, n)
+        return
+    while n > 0:
+        some, done = least(SIDE_BY_SIDE, n), 0
+        while done < some:
+            at, stretch = (first + done) % across, some - done
+            stretch = least(stretch, across - at)
+            at = (first + done) // across * s.step_h * s.Wd + at * s.step_w
+            for k in range(filters):
+                copy(row + k * SIDE_BY_SIDE + done, planes + k * plane + at, stretch, s.step_w)
+            done += stretch
+        transpose(d, NR, row, SIDE_BY_SIDE, filters, some)
+        d, first, n = d + some * NR, first + some, n - some
 
 
 cdef void pack_source(Shape *s, Strips *z, real *src, real *x, real **starts, bint nchw, Py_ssize_t row, Py_ssize_t rows,
