@@ -5,6 +5,7 @@ That it computes the right thing at every size and edge is test_conv.py's part.
 
 import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -198,6 +199,15 @@ def test_a_thread_takes_four_megabytes_at_most(isa):
         plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction=direction, layout=layout, **p.how)
         each = (plan.job.workspace(8) - plan.job.workspace(1)) / 7
         assert each <= 4 << 20, f"{p} {direction} {layout}: {each} bytes"
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_weights_of_one_part_need_no_room(isa, layout):
+    """A thread writes its sums where they belong, straight from its tiles or by way of their place."""
+    for K in (512, 500):  # whole vectors of filters, and a part of one
+        p = Problem("more weights than pixels", 1, 7, 7, 512, K, P=1)
+        plan = fc.explain(p.x_shape(layout), p.w_shape(layout), direction="grad_w", layout=layout, method="winograd", **p.how)
+        assert plan.job.workspace(1) < 4 << 20 < math.prod(p.w_shape(layout)) * 4
 
 
 @pytest.mark.parametrize("shape", [(16, 14, 14, 512, 512), (4, 28, 28, 256, 512), (1, 7, 7, 2600, 40), (64, 14, 14, 1024, 96)])

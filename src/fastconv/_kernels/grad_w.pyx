@@ -147,8 +147,8 @@ cdef void sums_task(Shape *s, Strips *z, real *total, real *dw, bint filters_fir
                     Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
     cdef Py_ssize_t blocks = ceil_div(s.C, lanes(dw)), g = i // blocks, c = i % blocks * lanes(dw), size = s.T * s.C * z.ld
-    write_weights(total + g * size, s.groups * size, parts, z.ld, s.T, s.C, s.K, s.groups, dw, filters_first, g, c,
-                  least(s.C, c + lanes(dw)), 0, s.K)
+    write_weights(total + g * size + c * z.ld, s.groups * size, parts, s.C * z.ld, z.ld, s.T, s.C, s.K, s.groups, dw, filters_first,
+                  g, c, least(s.C, c + lanes(dw)), 0, s.K)
 
 
 cdef inline double unevenness(Py_ssize_t n, Py_ssize_t cuts) noexcept nogil:
@@ -331,8 +331,8 @@ cdef void clear_block(Shape *s, Strips *z, real *total, Py_ssize_t block, Py_ssi
 cdef inline void write_block(Shape *s, Strips *z, real *total, real *dw, Py_ssize_t block, Py_ssize_t panel,
                              Py_ssize_t panel_end) noexcept nogil:
     cdef Py_ssize_t NR = 2 * lanes(dw), g = block // z.blocks, c = block % z.blocks * z.block
-    write_weights(total + sums_of(s, z, g), 0, 1, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c, least(s.C, c + z.block),
-                  panel * NR, least(s.K, panel_end * NR))
+    write_weights(total + sums_of(s, z, g) + c * z.ld + panel * NR, 0, 1, s.C * z.ld, z.ld, s.T, s.C, s.K, s.groups, dw, True, g, c,
+                  least(s.C, c + z.block), panel * NR, least(s.K, panel_end * NR))
 
 
 cdef void gradient_block(Shape *s, Strips *z, Py_ssize_t offset, real *d, real *total, real **starts, Py_ssize_t rows,

@@ -306,40 +306,41 @@ cdef inline void winograd_result(int nh, int mh, int nw, int mw, real *M, Py_ssi
         winograd_result_f64(nh, mh, nw, mw, M, step, y, row, col, bias, relu, stream)
 
 
-cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t ld, Py_ssize_t taps, Py_ssize_t C,
-                               Py_ssize_t K, Py_ssize_t groups, real *out, bint filters_first, Py_ssize_t g, Py_ssize_t c,
-                               Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end) noexcept nogil:
+cdef inline void write_weights(real *sums, Py_ssize_t size, Py_ssize_t parts, Py_ssize_t step, Py_ssize_t ld, Py_ssize_t taps,
+                               Py_ssize_t C, Py_ssize_t K, Py_ssize_t groups, real *out, bint filters_first, Py_ssize_t g,
+                               Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end) noexcept nogil:
     """A weight gradient's last step, for channels c to c_end and filters k to k_end of group g: add the parts in order, put them in
     place.
 
-    sums[part * size + (tap * C + channel) * ld + filter] becomes out[tap][channel][g, filter], or out[g, filter][channel][tap].
-    k is a multiple of VL.
+    sums[part * size + tap * step + (channel - c) * ld + filter - k] becomes out[tap][channel][g, filter], or
+    out[g, filter][channel][tap]. k is a multiple of VL.
     """
-    cdef Py_ssize_t VL = lanes(sums), t, i, j, p, n, width, at = c * taps, end = c_end * taps
+    cdef Py_ssize_t VL = lanes(sums), channels = c_end - c, filters = k_end - k, at = 0, t, i, j, p, n, width
     cdef real side_by_side[256 * 16]  # [channel and tap][filter] of VL filters
     cdef real *row
     for t in range(taps):
-        for i in range(c, c_end):
-            row = sums + (t * C + i) * ld
+        for i in range(channels):
+            row = sums + t * step + i * ld
             for p in range(1, parts):
-                for j in range(k, k_end):
+                for j in range(filters):
                     row[j] += row[p * size + j]
             if not filters_first:
-                copy(out + ((t * C + i) * groups + g) * K + k, row + k, k_end - k, 1)
-    while filters_first and at < end:
-        n = least(256, end - at)
-        j = k
-        while j < k_end:
-            width = least(VL, k_end - j)
+                copy(out + ((t * C + c + i) * groups + g) * K + k, row, filters, 1)
+    out += (g * K + k) * C * taps + c * taps
+    while filters_first and at < channels * taps:
+        n = least(256, channels * taps - at)
+        j = 0
+        while j < filters:
+            width = least(VL, filters - j)
             i, t = at // taps, at % taps
             for p in range(n if taps > 1 else 0):
-                copy(side_by_side + p * VL, sums + (t * C + i) * ld + j, width, 1)
+                copy(side_by_side + p * VL, sums + t * step + i * ld + j, width, 1)
                 t += 1
                 if t == taps:
                     i, t = i + 1, 0
             if taps == 1:
-                transpose(out + (g * K + j) * C + at, C, sums + at * ld + j, ld, n, width)
+                transpose(out + j * C + at, C, sums + at * ld + j, ld, n, width)
             else:
-                transpose(out + (g * K + j) * C * taps + at, C * taps, side_by_side, VL, n, width)
+                transpose(out + j * C * taps + at, C * taps, side_by_side, VL, n, width)
             j += VL
         at += n

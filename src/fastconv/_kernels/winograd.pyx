@@ -1004,8 +1004,10 @@ cdef struct Corners:
     Py_ssize_t panels, across, width  # of the filters of a group, corners along them, and filters in a panel
     Py_ssize_t tiles                  # in a block
     Py_ssize_t v_step, d_step, m_step
-    Py_ssize_t ld                     # K of one group rounded up to whole panels
+    Py_ssize_t room                   # numbers for V and D of a block; then, if whole, for a corner's weights
+    Py_ssize_t ld                     # K of one group rounded up to whole panels; of all groups if direct
     Py_ssize_t patch, scratch
+    bint direct                       # depth-last weights of whole vectors and one part: sums are written to dw, no copy follows
     bint whole                        # a corner's sums are final, and written at once
 
 
@@ -1033,10 +1035,11 @@ cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) n
     cdef Corners z
     cdef Py_ssize_t VL = lanes(like), each = s.values * <Py_ssize_t> sizeof(real), C, K
     cdef Py_ssize_t tasks = parts * s.groups * s.sources, part = ceil_div(s.N * s.tiles_h * s.tiles_w, parts), tiles
-    z.whole = parts == s.sources == 1
+    z.direct = parts == 1 and not s.dst[0].nchw and s.K % VL == 0
+    z.whole = parts == s.sources == 1 and not z.direct
     z.width = VL if s.K <= VL else 2 * VL
     z.vectors, z.panels = most(1, ceil_div(s.src[0].depth, VL)), most(1, ceil_div(s.K, z.width))
-    z.ld = z.panels * z.width
+    z.ld = s.groups * s.K if z.direct else z.panels * z.width
     z.down = ceil_div(z.vectors * VL, CORNER)
     C = ceil_div(z.vectors, z.down) * VL
     z.across = ceil_div(z.panels, most(1, SUMS // each // C // z.width))
@@ -1060,27 +1063,29 @@ cdef Corners plan_corners(Shape *s, Py_ssize_t parts, int threads, real *like) n
         z.sets = least(s.groups, most(z.sets, ceil_div(8 * threads, parts * s.sources * z.down * z.across)))
     z.groups = ceil_div(s.groups, z.sets)
     z.patch = patch_size(s, z.tiles, like)
-    z.scratch = aligned((s.values * (z.v_step + z.d_step + z.groups * z.m_step) + z.patch) * sizeof(real))
+    z.room = most(s.values * (z.v_step + z.d_step), s.Fh * s.Fw * z.C * z.K if z.whole else 0)
+    z.scratch = aligned((z.room + s.values * z.groups * z.m_step + z.patch) * sizeof(real))
     return z
 
 
 cdef Py_ssize_t gradient_bytes(WeightGradient self, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
-    return self.parts * s.groups * s.Fh * s.Fw * s.src[0].depth * z.ld * sizeof(real) + threads * z.scratch
+    cdef Py_ssize_t sums = 0 if z.direct or z.whole else self.parts * s.groups * s.Fh * s.Fw * s.src[0].depth * z.ld
+    return sums * sizeof(real) + threads * z.scratch
 
 
 cdef weight_gradient(WeightGradient self, cnp.ndarray src, cnp.ndarray dy, cnp.ndarray dw, int threads, real *like):
     cdef Shape *s = &self.forward.s
     cdef Corners z = plan_corners(s, self.parts, threads, like)
     cdef Py_ssize_t parts = self.parts, tasks = parts * z.sets * s.sources * z.down * z.across, i
-    cdef Py_ssize_t sums = 0 if z.whole else s.groups * z.vectors
+    cdef Py_ssize_t sums = 0 if z.direct or z.whole else s.groups * z.vectors
     cdef cnp.ndarray workspace = memory.empty((gradient_bytes(self, threads, like),), "u1")
     cdef char *space = <char *> cnp.PyArray_DATA(workspace)
     cdef real *x = data(src, like)
     cdef real *d = data(dy, like)
     cdef real *out = data(dw, like)
-    cdef real *result = <real *> (space + threads * z.scratch)
+    cdef real *result = out if z.direct else <real *> (space + threads * z.scratch)
     with nogil:
         if threads > 1 and <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.values > SMALL_WORK:
             for i in prange(tasks, num_threads=threads, schedule="dynamic"):
@@ -1109,20 +1114,20 @@ cdef void corner_task(Shape *s, Corners *z, real *src, real *dy, real *result, r
 cdef void sums_task(Shape *s, Corners *z, real *result, real *dw, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
     """Task i: the sums of a group, then of a vector of its channels."""
     cdef Py_ssize_t C = s.src[0].depth, size = s.Fh * s.Fw * C * z.ld, g = i // z.vectors, c = i % z.vectors * lanes(dw)
-    write_weights(result + g * size, s.groups * size, parts, z.ld, s.Fh * s.Fw, C, s.K, s.groups, dw, s.dst[0].nchw, g, c,
-                  least(C, c + lanes(dw)), 0, s.K)
+    write_weights(result + g * size + c * z.ld, s.groups * size, parts, C * z.ld, z.ld, s.Fh * s.Fw, C, s.K, s.groups, dw,
+                  s.dst[0].nchw, g, c, least(C, c + lanes(dw)), 0, s.K)
 
 
 cdef void sum_corners(Shape *s, Corners *z, real *src, real *dy, real *result, real *dw, Py_ssize_t g, Py_ssize_t g_end,
                       Py_ssize_t f, Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t k, Py_ssize_t k_end, Py_ssize_t q, Py_ssize_t q_end,
                       char *scratch) noexcept nogil:
     """result[group][tap][channel][filter] of groups g to g_end, the taps of phase f, channels c to c_end and filters k to k_end,
-    over tiles q to q_end; dw too, if that is all."""
+    over tiles q to q_end; or dw, if that is all."""
     cdef Py_ssize_t VL = lanes(src), values = s.values, end, i, next, at, at_end, steps
-    cdef Py_ssize_t corner = values * z.m_step, group = s.Fh * s.Fw * s.src[0].depth * z.ld
+    cdef Py_ssize_t depth = s.src[0].depth, corner = values * z.m_step, group = s.K if z.direct else s.Fh * s.Fw * depth * z.ld
     cdef real *V = <real *> scratch
     cdef real *D = V + values * z.v_step
-    cdef real *M = D + values * z.d_step
+    cdef real *M = V + z.room
     cdef real *patch = M + z.groups * corner
     cdef Slots slots
     cdef Walk x_ahead, dy_ahead
@@ -1145,23 +1150,25 @@ cdef void sum_corners(Shape *s, Corners *z, real *src, real *dy, real *result, r
             add_products(s, z, V, D, M + (i - g) * corner, &slots, f, c_end - c, k_end - k, add, &x_ahead, src, &dy_ahead, dy)
         q, add = end, True
     for i in range(g, g_end):
-        transform_sums(s, z, M + (i - g) * corner, result + i * group, f, c, c_end, k, k_end)
         if z.whole:
-            write_weights(result + i * group, 0, 1, z.ld, s.Fh * s.Fw, s.src[0].depth, s.K, s.groups, dw, s.dst[0].nchw, i, c,
-                          c_end, k, k_end)
+            transform_sums(s, z, M + (i - g) * corner, V, f, c_end - c, k_end - k, z.C * z.K, z.K)
+            write_weights(V, 0, 1, z.C * z.K, z.K, s.Fh * s.Fw, depth, s.K, s.groups, dw, s.dst[0].nchw, i, c, c_end, k, k_end)
+        else:
+            transform_sums(s, z, M + (i - g) * corner, result + i * group + c * z.ld + k, f, c_end - c, k_end - k, depth * z.ld,
+                           z.ld)
     end_task(before)
 
 
-cdef void transform_sums(Shape *s, Corners *z, real *M, real *result, Py_ssize_t f, Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t k,
-                         Py_ssize_t k_end) noexcept nogil:
-    """result[tap][channel][filter] of a group from M[value][channel - c][filter - k]."""
-    cdef Py_ssize_t VL = lanes(M), tap = s.src[0].depth * z.ld, i, j, v
+cdef void transform_sums(Shape *s, Corners *z, real *M, real *result, Py_ssize_t f, Py_ssize_t channels, Py_ssize_t filters,
+                         Py_ssize_t tap, Py_ssize_t ld) noexcept nogil:
+    """result[t * tap + c * ld + k], t a tap of phase f, from M[value][c][k] of a group."""
+    cdef Py_ssize_t VL = lanes(M), i, j, v
     cdef real some[16 * 16]  # [tap of the phase][lane]
     cdef real *at
-    for i in range(c_end - c):
-        for v in range(ceil_div(k_end - k, VL)):
+    for i in range(channels):
+        for v in range(ceil_div(filters, VL)):
             j = v * VL
-            at = result + (c + i) * z.ld + k + j
+            at = result + i * ld + j
             if s.cut == 1:
                 winograd_result(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, M + i * z.K + j, z.m_step, at, s.rw * tap, tap,
                                 NULL, 0, 0)
