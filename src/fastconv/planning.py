@@ -345,10 +345,11 @@ def _gradient_job(gradient: Any, p: Problem) -> Job:
 
 
 def _exchanged(p: Problem) -> Job:
-    other, F = costs.exchange(p), p.window.F
+    F = p.window.F
     if p.nchw and F == (1, 1):  # filters last, its weights are ours
         job = _gradient_job(_weight_gradient(p, _gather_of_results(p), False), p)
         return job._replace(run=lambda dy, x, *rest: job.run(x, dy, *rest))
+    other = costs.exchange(p)
     job = _gradient_job(_weight_gradient(other, _forward(other, True), p.nchw), p)
     made, wanted = ((p.D1, p.K, *F), (p.K, p.D1, *F)) if p.nchw else ((*F, p.K, p.D1), (*F, p.D1, p.K))
 
