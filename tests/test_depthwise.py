@@ -9,7 +9,8 @@ allowed.
 import numpy as np
 import pytest
 
-from fastconv import _kernels, reference
+import fastconv as fc
+from fastconv import _kernels, costs, reference, runtime
 from fastconv.geometry import window
 from oracle import bits, canary, guarded, intact
 
@@ -137,9 +138,10 @@ def arrays(shape, layout, dtype):
     return x, w, b, dy, where, {"S": S, "P": P, "dilation": dilation, "groups": D1, "layout": layout}
 
 
-def call(kind, a, layout, threads):
+def call(kind, a, layout, threads, copied=False):
     """One direction by the kernel of the level in use; the result, whose surroundings are checked."""
     x, w, b, dy, where, _ = a
+    where = *where, copied
     kernel, nchw = _kernels.kernel("depthwise"), layout == "NCHW"
     like = {"y": dy, "relu": dy, "dx": x, "dw": w}[kind]
     out, buffer = canary(like.shape, x.dtype)
@@ -178,7 +180,7 @@ def test_every_direction_is_exact_to_rounding(isa, shape, layout, dtype):
         got = call(kind, a, layout, 1)
         assert (abs(got - exact(kind, long)) <= bound).all(), kind
         for threads in (2, 3):
-            assert bits(call(kind, a, layout, threads), got), (kind, threads)
+            assert bits(call(kind, a, layout, threads, copied=threads == 3), got), (kind, threads)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -195,6 +197,22 @@ def test_gradients_are_adjoint(isa, shape, layout):
     bound = 4 * (dy.size + w.size) * np.finfo("f8").eps * float((abs(dy) * exact("y", size)).sum())
     assert abs(products[0] - products[1]) <= bound
     assert abs(products[0] - products[2]) <= bound
+
+
+@pytest.mark.parametrize(
+    ("cache", "depth", "F", "copied"),
+    [
+        (32, 512, 3, True), (32, 1536, 3, True), (32, 256, 3, False), (32, 256, 5, True), (32, 384, 7, False), (32, 1000, 7, False),
+        (48, 512, 3, False), (48, 512, 5, True), (48, 1024, 3, True), (48, 256, 5, False), (48, 256, 7, True), (48, 32, 7, False),
+    ],
+)  # fmt: skip
+def test_which_pixels_are_copied(monkeypatch, cache, depth, F, copied):
+    """Those of which so few have a place in a first-level cache, of so many kB, that a window's rows of eight have not."""
+    monkeypatch.setattr(runtime, "FIRST_CACHE", cache << 10)
+    problem = costs.Problem("grad_w", 2, 14, 14, depth, depth, window("test", 14, 14, F, 1, F // 2), depth, False, "float32")
+    for direction in ("fwd", "grad_x", "grad_w"):
+        assert costs.pixels_copied(problem._replace(direction=direction)) is copied
+    assert not costs.pixels_copied(problem._replace(nchw=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -239,6 +257,25 @@ def test_a_weight_that_is_not_finite_spoils_what_its_tap_meets(isa, layout, shap
     inside = (slice(None), slice(4, -4), slice(4, -4)) if layout == "NHWC" else (..., slice(4, -4), slice(4, -4))
     assert np.array_equal(np.isfinite(got[inside]), np.isfinite(want[inside]))
     assert not np.isfinite(got[inside]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_arrays_begin_changes_no_bit(isa, dtype):
+    """Depth last, vectors begin with a cache line, wherever that is; those of groups do not, which it might cut."""
+    line, rng = 64 // np.dtype(dtype).itemsize, np.random.default_rng(0)
+    for q in (1, 2, 4, 8):
+        x, dy = (rng.standard_normal((2, 5, 6, 112)).astype(dtype) for _ in range(2))
+        w, how, made = rng.standard_normal((3, 3, q, 112)).astype(dtype), {"P": 1, "groups": 112 // q, "method": "direct"}, []
+        for offset in range(0, line, max(1, q // 2)):
+            moved = []
+            for a in (x, dy):
+                buffer = np.full(a.size + 2 * line, np.nan, dtype)
+                begin = -buffer.ctypes.data % 64 // a.itemsize + offset
+                moved.append(buffer[begin : begin + a.size].reshape(a.shape))
+                moved[-1][...] = a
+            y, dx = fc.conv2d(moved[0], w, **how), fc.conv2d_grad_x(moved[1], w, x.shape, **how)
+            made.append((y, dx, fc.conv2d_grad_w(moved[1], moved[0], w.shape, **how)))
+        assert all(bits(a, b) for results in made for a, b in zip(results, made[0], strict=True)), q
 
 
 def test_an_image_does_not_depend_on_its_batch(isa):

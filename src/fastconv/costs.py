@@ -53,6 +53,7 @@ PART_TILES = 2048  # and with fewer points, or of lines;
 STREAM = 5 << 22  # bytes of pictures, and their results, that no cache keeps
 NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel: so few are not worth the way to it, so many are
 PART_NUMBERS = 1 << 22  # in the sums of all parts at most
+PAGE = 1 << 12  # bytes after which addresses fall into the same set of a first-level cache
 PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
 
@@ -254,6 +255,14 @@ def better_exchanged(p: Problem) -> bool:
     if p.nchw:
         return 1.4 * p.K < VL * filters and p.D1 >= 2 * p.K and p.H1 * p.W1 >= 16 * VL
     return p.K * channels < 0.7 * p.D1 * filters
+
+
+def pixels_copied(p: Problem) -> bool:
+    """Whether a depthwise layer copies depth-last pixels: a power of two apart, fewer of them find a place in a first-level cache,
+    whose ways are a page each, than a window's rows have that are met at a time."""
+    pixel = (p.K if p.direction == "grad_x" else p.D1) * p.itemsize
+    places = runtime.FIRST_CACHE // math.gcd(pixel, PAGE)
+    return not p.nchw and p.groups == p.D1 and places < p.window.F[0] * _kernels.kernel("depthwise").PIXELS
 
 
 # ---------------------------------------------------------------- Winograd's tiles

@@ -116,7 +116,7 @@ class Job(NamedTuple):
 
 def _depthwise(p: Problem) -> Job:
     kernels, w = _kernels.kernel("depthwise"), p.window
-    options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1, p.D1 // p.groups)
+    options = (*w.S, w.pads[0][0], w.pads[1][0], *w.dilation, p.K // p.D1, p.D1 // p.groups, costs.pixels_copied(p))
     if p.nchw:
         x, weights, y = (p.N, p.D1, p.H1, p.W1), (p.K, p.D1 // p.groups, *w.F), (p.N, p.K, *w.size)
     else:

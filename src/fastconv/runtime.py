@@ -57,7 +57,7 @@ def _threads_from_environment() -> int | None:
 
 _environment = _threads_from_environment()
 # Those that methods are chosen by; common sizes where the system does not tell.
-SECOND_CACHE, LAST_CACHE = cache_bytes(2, 1 << 20), cache_bytes(3, 1 << 25)
+FIRST_CACHE, SECOND_CACHE, LAST_CACHE = cache_bytes(1, 1 << 15), cache_bytes(2, 1 << 20), cache_bytes(3, 1 << 25)
 _core_limit = None if os.environ.get("OMP_NUM_THREADS") else _cores()
 
 

@@ -260,8 +260,9 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
 #define DW_ARGUMENTS ptrdiff_t runs, CAT(dw_tables) x, REAL *const *w, ptrdiff_t w_step, ptrdiff_t w_round, ptrdiff_t step, \
                      ptrdiff_t C, ptrdiff_t first, REAL *y, ptrdiff_t y_step, const REAL *bias, int relu, int stream
 /* The second vector begins with channel `first`, if that is not 0: so the others lie on a cache line each. A last vector that would
- * be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them, leaves them, and begins
- * with that vector: what it loads has then not just been stored. Single taps take parts of vectors. */
+ * be a part of one takes in lanes of the one before: they are made again. A gradient, which adds to them, leaves out lanes that
+ * another vector has, and goes from the last vector to the first: what it loads has then not just been stored. Single taps take
+ * parts of vectors. */
 #define DW_DEFINE(q, width, known_step, m) \
     static void CAT(dw_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
         ptrdiff_t c = 0; \
@@ -275,13 +276,13 @@ INLINE void CAT(dw_pixels_grad)(const int q, const int columns, const int width,
                            stream); \
     } \
     static void CAT(dw_grad_row_##q##_##width##_##known_step##_##m)(DW_ARGUMENTS) { \
-        ptrdiff_t c = (width == 1 ? C : C + VL - 1) / VL * VL; \
-        (void)first; \
+        const ptrdiff_t second = width == 1 ? 0 : first; \
+        ptrdiff_t c = second + (width == 1 ? C : C - second + VL - 1) / VL * VL; \
         if (width == 1 && c < C) \
             CAT(dw_pixels_grad)(q, m, 1, 1, C - c, 0, runs, x, w, w_step, w_round, step, c, y, y_step); \
-        while ((c -= VL) >= 0) { \
-            const ptrdiff_t done = c + VL > C ? c + VL - C : 0; \
-            CAT(dw_pixels_grad)(q, m, width, known_step, VL, done, runs, x, w, w_step, w_round, step, c - done, y, y_step); \
+        while ((c -= c == second && second ? second : VL) >= 0) { \
+            const ptrdiff_t past = c + VL > C ? c + VL - C : 0, done = past == 0 && c == second && second ? VL - second : past; \
+            CAT(dw_pixels_grad)(q, m, width, known_step, VL, done, runs, x, w, w_step, w_round, step, c - past, y, y_step); \
         } \
     }
 #define DW_DEFINE_GROUPS(q, m) DW_DEFINE(q, 1, 1, m) DW_DEFINE(q, 3, 1, m) DW_DEFINE(q, 3, 2, m)

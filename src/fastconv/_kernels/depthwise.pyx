@@ -29,6 +29,7 @@ cnp.import_array()
 
 cdef extern from "depthwise.h" nogil:
     enum:
+        DW_MOST
         DW_ROWS
         DW_GRAD_ROWS
     int dw_kind(Py_ssize_t width, Py_ssize_t step)
@@ -86,7 +87,6 @@ cdef enum:
     FETCH = 1 << 20        # bytes of pictures beyond a core's own caches: for dw, of which x was read long ago, they are called for
     STREAM = 5 << 22       # that no cache keeps: they are called for always, and results written past the caches
     BLOCK_BYTES = 1 << 10  # of a pixel that are taken at a time
-    FEW_SETS = 1 << 11     # bytes between pixels of which eight ways of a first-level cache hold too few
     COPIES = 1 << 19       # bytes of copied pixels that a second-level cache keeps beside the rest
     STAGE_BYTES = 1 << 14  # of the staged planes that are worked on at a time: half a first-level cache
     TURN_BYTES = 1 << 19  # of small planes that are turned over together, read and written: half a second-level cache
@@ -97,6 +97,8 @@ cdef enum:
     PARTS = 64             # sums that a gradient by the weights is split into at most, whatever the number of threads
 
 ctypedef const float *cfloat
+
+PIXELS = DW_MOST  # of a row that are made at a time, for the arithmetic that chooses a way
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -166,7 +168,7 @@ cdef struct Tables:  # of one thread
     void **tap_w
     void **run_x              # runs of neighbouring taps, likewise
     void **run_w
-    # Pixels a power of two apart fall into few sets of a first-level cache, which do not hold a window: then they are copied, a
+    # Pixels a power of two apart fall into few sets of a first-level cache, which do not hold a window: then they may be copied, a
     # block of channels of each, to `spacing` numbers from one to the next, and so are the weights.
     Py_ssize_t spacing        # or 0
     void *copies              # [kept][width][spacing]
@@ -182,11 +184,11 @@ cdef inline Py_ssize_t padded_width(Axis *v) noexcept:
     return (places(v, 0) - 1) * v.in_step + v.far - v.near + 1
 
 
-cdef Py_ssize_t spacing_of(Axis *h, Axis *v, Py_ssize_t depth, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
-    """Numbers from a copied pixel to the next, an odd count of cache lines; 0 where pixels are read as they lie."""
+cdef Py_ssize_t spacing_of(Axis *h, Axis *v, Py_ssize_t block, Py_ssize_t itemsize) noexcept:
+    """Numbers from a copied pixel to the next, an odd count of cache lines; 0 where the copies would be too many."""
     cdef Py_ssize_t kept = kept_rows(h), width = padded_width(v)
     cdef Py_ssize_t bytes = ((block * itemsize + 63) // 64 | 1) * 64
-    return bytes // itemsize if depth * itemsize % FEW_SETS == 0 and kept * width * bytes <= COPIES else 0
+    return bytes // itemsize if kept * width * bytes <= COPIES else 0
 
 
 cdef Py_ssize_t tables_bytes(Axis *h, Axis *v, Py_ssize_t pixel_bytes, Py_ssize_t spacing_bytes) noexcept:
@@ -307,14 +309,15 @@ cdef void nhwc_row(bint grad, int q, Axis *h, Axis *v, Tables *t, real *x, Py_ss
                    real *spare) noexcept nogil:
     """One row that is written, C channels of one image, in groups of q; with `grad` the weights are what is written, by adding.
 
-    `fetch`: what the next row needs is fetched into the cache meanwhile. From memory that halves the time; what another cache
-    has it delays by a tenth or more, for loads are what bounds a row. If the taps side by side are runs of one width and a
-    narrower one, the latter's sums are made in `spare`, and added.
+    `stream`: no cache keeps the pictures, and results are written past the caches. `fetch`: what the next row needs is fetched into
+    the cache meanwhile. From memory that halves the time; what another cache has it delays by a tenth or more, for loads are what
+    bounds a row. If the taps side by side are runs of one width and a narrower one, the latter's sums are made in `spare`, and
+    added.
     """
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t phase, n, step, taps, count, width, rows, runs, done, i, j, k, in_row, offset, first_tap = 0, tap_step = 0
     cdef Py_ssize_t ahead = h.in_step * v.n_in * x_depth if fetch else 0, w_round = h.F * v.F * w_depth
-    cdef Py_ssize_t first = 0 if grad or q > 1 or stream or t.spacing else to_a_line(x, x_depth, C), fresh
+    cdef Py_ssize_t first = 0 if q > 1 or stream or t.spacing else to_a_line(x, x_depth, C), fresh
     cdef bint whole, aside
     cdef void **table
     cdef real *to
@@ -430,8 +433,8 @@ cdef void part_sets(real *sets, real *w, Py_ssize_t taps, Py_ssize_t D, int q, b
                     sets[(r * taps + t) * D + c] = one[0]
 
 
-cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
-                     bint relu, int threads) except -1:
+cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, bint copied, Axis *h,
+                     Axis *v, bint relu, int threads) except -1:
     """Forward (x is read, y written) and grad_x (dy is read, dx written): D channels with m filters each, or in groups of q.
 
     With m > 1 a row is first written into a buffer: forward once for each of a channel's filters, in the depth of x;
@@ -444,7 +447,7 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
     cdef bint stream = fetch and <size_t> y % VECTOR_BYTES == 0 and D * <Py_ssize_t> sizeof(real) % VECTOR_BYTES == 0
     cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), N * h.n_out, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t pixel_bytes = block * sizeof(real) * (m if back else 1)
-    cdef Py_ssize_t spacing = spacing_of(h, v, x_depth, block * (m if back else 1), sizeof(real)) if q == 1 else 0
+    cdef Py_ssize_t spacing = spacing_of(h, v, block * (m if back else 1), sizeof(real)) if copied else 0
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
     cdef Py_ssize_t buffered = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
     cdef Py_ssize_t own = buffered + aligned(spare_row(v) * pixel_bytes)
@@ -521,25 +524,27 @@ cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_s
         dw[(tap * D + c) * m + k] = total[c]
 
 
-cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
-                            int threads) except -1:
+cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, bint copied, Axis *h,
+                            Axis *v, int threads) except -1:
     """The rows of dy are cut into a fixed number of parts; each adds up its own dw, [filter of a channel, or set][tap][channel]."""
     cdef Py_ssize_t taps = h.F * v.F, K = D * m, rows = N * h.n_out
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks_of(D, sizeof(real), rows, 1), rows * v.n_out // 128, rows))
     cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), parts, threads), block = largest_block(blocks, D, sizeof(real))
-    cdef Py_ssize_t spacing = spacing_of(h, v, D, block, sizeof(real)) if q == 1 else 0
+    cdef Py_ssize_t spacing = spacing_of(h, v, block, sizeof(real)) if copied else 0
     cdef Py_ssize_t w_depth = spacing if m == 1 and spacing else D
     cdef Py_ssize_t size = taps * m * q * D  # of a part's sums
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
     cdef bint in_place = parts == m == q == 1
-    cdef bint fetch = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * <Py_ssize_t> sizeof(real) > FETCH
-    cdef Py_ssize_t bytes = threads * own + (0 if in_place else parts * size * sizeof(real)) + 64
+    cdef Py_ssize_t met = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * sizeof(real)
+    cdef bint fetch = met > FETCH, beyond = met > STREAM
+    cdef Py_ssize_t bytes = threads * own + (0 if in_place else parts * size * sizeof(real)) + 64 + VECTOR_BYTES
     if dw is NULL:
         return bytes
     cdef cnp.ndarray space = allocate(bytes)
     cdef char *scratch = first_line(space)
-    cdef real *sums = dw if in_place else <real *> (scratch + threads * own)
+    cdef Py_ssize_t past_a_line = 0 if beyond or spacing else <size_t> x % VECTOR_BYTES  # as the channels that are read
+    cdef real *sums = dw if in_place else <real *> (scratch + threads * own + past_a_line)
     cdef real *own_sums
     cdef real *first
     cdef Py_ssize_t item, part, c, C, r, k, t, depth
@@ -571,7 +576,7 @@ cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
                         depth = C
                     for k in range(m):
                         nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
-                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, False, fetch,
+                                 w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, beyond, fetch,
                                  <real *> NULL)
                 for t in range(taps if w_depth != D else 0):
                     copy(sums + part * size + t * D + c, own_sums + t * w_depth, C, 1)
@@ -1175,8 +1180,8 @@ cdef Py_ssize_t nchw_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
 #
 # Every way above tells the bytes that it allocates, and does nothing else, if what it writes is null.
 
-cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
-                    bint relu, bint nchw_order, int threads) except -1:
+cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, bint copied, Axis *h,
+                    Axis *v, bint relu, bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
     if real is float and nchw_order and rows_are_vectors(D, m, h, v):
         return short_rows(x, w, bias, y, N, D, h, v, relu, threads)
@@ -1186,11 +1191,11 @@ cdef Py_ssize_t run(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssiz
         return turned(x, w, bias, y, N, D, m, h, v, relu, channels, threads)
     if nchw_order:
         return nchw(x, w, bias, y, N, D, m, h, v, relu, threads)
-    return nhwc(x, w, bias, y, N, D, m, q, h, v, relu, threads)
+    return nhwc(x, w, bias, y, N, D, m, q, copied, h, v, relu, threads)
 
 
-cdef Py_ssize_t run_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, Axis *h, Axis *v,
-                           bint nchw_order, int threads) except -1:
+cdef Py_ssize_t run_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, bint copied, Axis *h,
+                           Axis *v, bint nchw_order, int threads) except -1:
     cdef Py_ssize_t channels = turned_channels(h, v, D, sizeof(real)) if nchw_order else 0
     if real is float and nchw_order and h.F == 3 and N > 1 and rows_are_vectors(D, m, h, v):  # of one, sums over lanes would show
         return short_rows_grad_w(dy, x, dw, N, D, h, v, threads)
@@ -1200,7 +1205,7 @@ cdef Py_ssize_t run_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_t
         return turned_grad_w(dy, x, dw, N, D, m, h, v, channels, threads)
     if nchw_order:
         return nchw_grad_w(dy, x, dw, N, D, m, h, v, threads)
-    return nhwc_grad_w(dy, x, dw, N, D, m, q, h, v, threads)
+    return nhwc_grad_w(dy, x, dw, N, D, m, q, copied, h, v, threads)
 
 
 cdef inline real *pointer(array, real *like) noexcept:
@@ -1212,8 +1217,9 @@ cdef inline int team(Py_ssize_t results, Py_ssize_t taps, int threads) noexcept:
 
 
 def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-            Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint relu, bint nchw, int threads):
-    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`; q: 1, or a group's channels, depth last."""
+            Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint copied, bint relu, bint nchw, int threads):
+    """y = x convolved with w, plus b unless None, negative numbers cut off with `relu`; q: 1, or a group's channels, depth last;
+    copied: so are depth-last pixels, apart from one another."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], y.shape[H], w.shape[F], S_h, top, dil_h, False)
     cdef Axis v = make_axis(x.shape[H + 1], y.shape[H + 1], w.shape[F + 1], S_w, left, dil_w, False)
@@ -1224,13 +1230,13 @@ def forward(cnp.ndarray x, cnp.ndarray w, b, cnp.ndarray y, Py_ssize_t S_h, Py_s
     if cnp.PyArray_SIZE(y) == 0:
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run(data(x, f), data(w, f), pointer(b, f), data(y, f), N, D, multiplier, q, &h, &v, relu, nchw, threads)
+        run(data(x, f), data(w, f), pointer(b, f), data(y, f), N, D, multiplier, q, copied, &h, &v, relu, nchw, threads)
     else:
-        run(data(x, d), data(w, d), pointer(b, d), data(y, d), N, D, multiplier, q, &h, &v, relu, nchw, threads)
+        run(data(x, d), data(w, d), pointer(b, d), data(y, d), N, D, multiplier, q, copied, &h, &v, relu, nchw, threads)
 
 
 def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw, int threads):
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint copied, bint nchw, int threads):
     """dx = the gradient of sum(dy * y) by x."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(dy.shape[H], dx.shape[H], w.shape[F], S_h, top, dil_h, True)
@@ -1242,13 +1248,13 @@ def grad_x(cnp.ndarray dy, cnp.ndarray w, cnp.ndarray dx, Py_ssize_t S_h, Py_ssi
     if cnp.PyArray_SIZE(dx) == 0:
         return
     if cnp.PyArray_TYPE(dy) == cnp.NPY_FLOAT32:
-        run(data(dy, f), data(w, f), f, data(dx, f), N, D, multiplier, q, &h, &v, False, nchw, threads)
+        run(data(dy, f), data(w, f), f, data(dx, f), N, D, multiplier, q, copied, &h, &v, False, nchw, threads)
     else:
-        run(data(dy, d), data(w, d), d, data(dx, d), N, D, multiplier, q, &h, &v, False, nchw, threads)
+        run(data(dy, d), data(w, d), d, data(dx, d), N, D, multiplier, q, copied, &h, &v, False, nchw, threads)
 
 
 def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssize_t S_w, Py_ssize_t top, Py_ssize_t left,
-           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint nchw, int threads):
+           Py_ssize_t dil_h, Py_ssize_t dil_w, Py_ssize_t multiplier, int q, bint copied, bint nchw, int threads):
     """dw = the gradient of sum(dy * y) by w."""
     cdef int H = 2 if nchw else 1, F = 2 if nchw else 0
     cdef Axis h = make_axis(x.shape[H], dy.shape[H], dw.shape[F], S_h, top, dil_h, False)
@@ -1261,18 +1267,18 @@ def grad_w(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray dw, Py_ssize_t S_h, Py_ssi
         dw.fill(0)
         return
     if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        run_grad_w(data(dy, f), data(x, f), data(dw, f), N, D, multiplier, q, &h, &v, nchw, threads)
+        run_grad_w(data(dy, f), data(x, f), data(dw, f), N, D, multiplier, q, copied, &h, &v, nchw, threads)
     else:
-        run_grad_w(data(dy, d), data(x, d), data(dw, d), N, D, multiplier, q, &h, &v, nchw, threads)
+        run_grad_w(data(dy, d), data(x, d), data(dw, d), N, D, multiplier, q, copied, &h, &v, nchw, threads)
 
 
 def workspace(str direction, tuple sizes, tuple options, bint nchw, Py_ssize_t itemsize, int threads):
     """Bytes that a call allocates; sizes: N, D, H1, W1, H2, W2 and the window's, options as `forward` takes them."""
     cdef bint back = direction == "grad_x"
-    cdef Py_ssize_t number[15], i
-    for i in range(15):
+    cdef Py_ssize_t number[14], i
+    for i in range(14):
         number[i] = sizes[i] if i < 8 else options[i - 8]
-    cdef Py_ssize_t N = number[0], D = number[1], m = options[6], q = options[7]
+    cdef Py_ssize_t N = number[0], D = number[1], m = options[6], q = options[7], copied = options[8]
     cdef Axis axis[2]
     for i in range(2):
         axis[i] = make_axis(number[4 + i if back else 2 + i], number[2 + i if back else 4 + i], number[6 + i], number[8 + i],
@@ -1283,7 +1289,7 @@ def workspace(str direction, tuple sizes, tuple options, bint nchw, Py_ssize_t i
     if N * D * axis[0].n_out * axis[1].n_out == 0:
         return 0
     if direction == "grad_w":
-        return (run_grad_w(f, f, f, N, D, m, q, axis, axis + 1, nchw, threads) if itemsize == 4
-                else run_grad_w(d, d, d, N, D, m, q, axis, axis + 1, nchw, threads))
-    return (run(f, f, f, f, N, D, m, q, axis, axis + 1, False, nchw, threads) if itemsize == 4
-            else run(d, d, d, d, N, D, m, q, axis, axis + 1, False, nchw, threads))
+        return (run_grad_w(f, f, f, N, D, m, q, copied, axis, axis + 1, nchw, threads) if itemsize == 4
+                else run_grad_w(d, d, d, N, D, m, q, copied, axis, axis + 1, nchw, threads))
+    return (run(f, f, f, f, N, D, m, q, copied, axis, axis + 1, False, nchw, threads) if itemsize == 4
+            else run(d, d, d, d, N, D, m, q, copied, axis, axis + 1, False, nchw, threads))
