@@ -19,8 +19,8 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
-    SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares, real,
-    spread, take, transpose,
+    SHARES, VECTOR_BYTES, Share, aligned, begin_task, ceil_div, copy, data, end_task, fetch_lines, floor_div, make_shares,
+    odd_lines, real, spread, take, transpose,
 )
 
 from fastconv._kernels import memory
@@ -418,19 +418,23 @@ cdef inline Py_ssize_t largest_block(Py_ssize_t blocks, Py_ssize_t depth, Py_ssi
     return ceil_div(lines_of(depth, itemsize), blocks) * (64 // itemsize)
 
 
-cdef void part_sets(real *sets, real *w, Py_ssize_t taps, Py_ssize_t D, int q, bint back, bint undo) noexcept nogil:
-    """Set r of groups of q: sets[r][tap][g, k] = w[tap][(k + r) % q][g, k]; `back`: w[tap][k][g, (k + r) % q]; or undone."""
-    cdef Py_ssize_t r, t, c, turned
+cdef void part_sets(real *sets, Py_ssize_t ld, real *w, Py_ssize_t taps, Py_ssize_t D, int q, bint back, bint undo) noexcept nogil:
+    """Set r of groups of q: sets[r][tap][g, k] = w[tap][(k + r) % q][g, k]; `back`: w[tap][k][g, (k + r) % q]; or undone. From a
+    tap's numbers in `sets` to the next one's it is ld."""
+    cdef Py_ssize_t r, t, k, turned, g
     cdef real *one
+    cdef real *part
     for r in range(q):
         for t in range(taps):
-            for c in range(D):
-                turned = (c + r) % q
-                one = w + ((t * q + c % q) * D + c - c % q + turned if back else (t * q + turned) * D + c)
-                if undo:
-                    one[0] = sets[(r * taps + t) * D + c]
-                else:
-                    sets[(r * taps + t) * D + c] = one[0]
+            for k in range(q):
+                turned = (k + r) % q
+                one = w + ((t * q + k) * D + turned if back else (t * q + turned) * D + k)
+                part = sets + (r * taps + t) * ld + k
+                for g in range(D // q):
+                    if undo:
+                        one[g * q] = part[g * q]
+                    else:
+                        part[g * q] = one[g * q]
 
 
 cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssize_t D, Py_ssize_t m, int q, bint copied, Axis *h,
@@ -451,7 +455,8 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
     cdef Py_ssize_t lists = tables_bytes(h, v, pixel_bytes, spacing * sizeof(real))
     cdef Py_ssize_t buffered = lists + (0 if m == 1 else aligned((v.n_out * m + 1) * block * sizeof(real)))
     cdef Py_ssize_t own = buffered + aligned(spare_row(v) * pixel_bytes)
-    cdef Py_ssize_t sets = q * taps * D if q > 1 else 0 if m == 1 or back else (taps + 1) * K
+    cdef Py_ssize_t w_depth = odd_lines(D, x) if q > 1 else spacing or D
+    cdef Py_ssize_t sets = q * taps * w_depth if q > 1 else 0 if m == 1 or back else (taps + 1) * K
     cdef Py_ssize_t bytes = threads * own + sets * sizeof(real) + 64
     if y is NULL:
         return bytes
@@ -471,7 +476,7 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
         make_tables(scratch + item * own, h, v, pixel_bytes, spacing, sizeof(real))
     with nogil:
         if q > 1:
-            part_sets(<real *> (scratch + threads * own), w, taps, D, q, back, False)
+            part_sets(<real *> (scratch + threads * own), w_depth, w, taps, D, q, back, False)
             w = <real *> (scratch + threads * own)
         if by_filter is not NULL:  # [filter of its channel][tap][channel]
             interleave(w, K, by_filter, taps, D, m, True)
@@ -495,7 +500,7 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
                 image = x + n * h.n_in * v.n_in * x_depth
                 first = y + (n * h.n_out + row) * v.n_out * y_depth
                 if m == 1:
-                    nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), spacing or D, first + c, D, row,
+                    nhwc_row(False, q, h, v, t, image + c, D, weights_of(t, w + c, D, taps, C), w_depth, first + c, D, row,
                              C, bias + c if bias is not NULL else NULL, relu, stream, fetch, spare)
                 elif back:
                     nhwc_row(False, 1, h, v, t, image + c * m, K, w + c * m, K, buffer, C * m, row, C * m, NULL, False, False,
@@ -510,14 +515,14 @@ cdef Py_ssize_t nhwc(real *x, real *w, real *bias, real *y, Py_ssize_t N, Py_ssi
     return 0
 
 
-cdef void add_parts(real *dw, real *sums, Py_ssize_t parts, Py_ssize_t tap, Py_ssize_t k, Py_ssize_t taps, Py_ssize_t D,
-                    Py_ssize_t m) noexcept nogil:
+cdef void add_parts(real *dw, real *sums, Py_ssize_t ld, Py_ssize_t parts, Py_ssize_t tap, Py_ssize_t k, Py_ssize_t taps,
+                    Py_ssize_t D, Py_ssize_t m) noexcept nogil:
     """dw of one tap and filter k of every channel: the parts' sums, added up in the first one's place, and put in place."""
-    cdef real *total = sums + (k * taps + tap) * D
+    cdef real *total = sums + (k * taps + tap) * ld
     cdef real *more = total
     cdef Py_ssize_t _, c
     for _ in range(1, parts):
-        more += m * taps * D
+        more += m * taps * ld
         for c in range(D):
             total[c] += more[c]
     for c in range(D if dw is not NULL else 0):
@@ -531,11 +536,11 @@ cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
     cdef Py_ssize_t parts = max(1, min(PARTS // blocks_of(D, sizeof(real), rows, 1), rows * v.n_out // 128, rows))
     cdef Py_ssize_t blocks = blocks_of(D, sizeof(real), parts, threads), block = largest_block(blocks, D, sizeof(real))
     cdef Py_ssize_t spacing = spacing_of(h, v, block, sizeof(real)) if copied else 0
-    cdef Py_ssize_t w_depth = spacing if m == 1 and spacing else D
-    cdef Py_ssize_t size = taps * m * q * D  # of a part's sums
+    cdef bint in_place = parts == m == q == 1
+    cdef Py_ssize_t ld = D if in_place else odd_lines(D, x), w_depth = spacing if m == 1 and spacing else ld
+    cdef Py_ssize_t size = taps * m * q * ld  # of a part's sums
     cdef Py_ssize_t lists = tables_bytes(h, v, block * sizeof(real), spacing * sizeof(real))
     cdef Py_ssize_t own = lists + (0 if m == 1 else aligned(v.n_out * block * m * sizeof(real)))
-    cdef bint in_place = parts == m == q == 1
     cdef Py_ssize_t met = N * (h.n_in * v.n_in * D + h.n_out * v.n_out * K) * sizeof(real)
     cdef bint fetch = met > FETCH, beyond = met > STREAM
     cdef Py_ssize_t bytes = threads * own + (0 if in_place else parts * size * sizeof(real)) + 64 + VECTOR_BYTES
@@ -564,7 +569,7 @@ cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
                 tables = <Tables *> (scratch + threadid() * own)
                 part, c = item // blocks, block_at(item % blocks, blocks, D, sizeof(real))
                 C = block_at(item % blocks + 1, blocks, D, sizeof(real)) - c
-                own_sums = <real *> tables.weights if w_depth != D else sums + part * size + c
+                own_sums = <real *> tables.weights if w_depth != ld else sums + part * size + c
                 for t in range(taps * m * q):
                     memset(own_sums + t * w_depth, 0, C * sizeof(real))
                 for r in range(rows * part // parts, rows * (part + 1) // parts):
@@ -575,16 +580,16 @@ cdef Py_ssize_t nhwc_grad_w(real *dy, real *x, real *dw, Py_ssize_t N, Py_ssize_
                         first = <real *> (scratch + threadid() * own + lists)
                         depth = C
                     for k in range(m):
-                        nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * D,
+                        nhwc_row(True, q, h, v, tables, x + r // h.n_out * h.n_in * v.n_in * D + c, D, own_sums + k * taps * ld,
                                  w_depth, first + k * v.n_out * C, depth, r % h.n_out, C, <real *> NULL, False, beyond, fetch,
                                  <real *> NULL)
-                for t in range(taps if w_depth != D else 0):
-                    copy(sums + part * size + t * D + c, own_sums + t * w_depth, C, 1)
+                for t in range(taps if w_depth != ld else 0):
+                    copy(sums + part * size + t * ld + c, own_sums + t * w_depth, C, 1)
             end_task(before)
         for item in range(0 if in_place else taps * m * q):
-            add_parts(dw if q == 1 else NULL, sums, parts, item // (m * q), item % (m * q), taps, D, m * q)
+            add_parts(dw if q == 1 else NULL, sums, ld, parts, item // (m * q), item % (m * q), taps, D, m * q)
         if q > 1:
-            part_sets(sums, dw, taps, D, q, False, True)
+            part_sets(sums, ld, dw, taps, D, q, False, True)
     return 0
 
 
