@@ -5,6 +5,7 @@ three threads. Inputs lie between NaNs and are read-only; results are written to
 stays as it was. Tolerances are derived in oracle.py.
 """
 
+import itertools
 import os
 import sys
 
@@ -106,6 +107,8 @@ LARGE = [
     Problem("large depthwise of pixels 2 KB apart, too many to copy", 1, 3, 200, 512, 512, P=1, groups=512),
     Problem("large depthwise multiplier 2 of pixels 2 KB apart", 1, 6, 7, 512, 1024, P=2, dilation=2, groups=512),
     Problem("large depthwise", 2, 40, 37, 72, 72, P=1, groups=72),
+    Problem("large depthwise of three channels", 3, 50, 51, 3, 3, P=1, groups=3),
+    Problem("large depthwise of three channels, multiplier 2, stride 2", 2, 51, 50, 3, 6, 5, S=2, P=1, groups=3),
     Problem("large depthwise stride 2", 2, 41, 38, 72, 72, S=2, P=1, groups=72),
     Problem("large depthwise multiplier 2", 2, 30, 29, 36, 72, P=1, groups=36),
     Problem("large depthwise over one long row", 1, 1, 500, 72, 72, (1, 7), P=(0, 3), groups=72),
@@ -487,6 +490,7 @@ def test_depth_last_pictures_of_small_groups_are_turned_over(isa, monkeypatch, p
     for p in (
         Problem("small groups", 3, 12, 37, 15, 6, (5, 4), P=(2, 1), groups=3),
         Problem("strided groups", 3, 13, 18, 10, 6, 3, S=(2, 1), P=1, dilation=(1, 2), groups=2),
+        Problem("few channels that stand alone", 3, 14, 19, 3, 6, (3, 5), S=(1, 2), P=1, groups=3),
     ):
         (rows, cols), size = p.window.size, np.dtype(dtype).itemsize
         monkeypatch.setattr(costs, "TURNED", pictures * size * (p.H1 * p.W1 * p.D1 + rows * cols * p.K))
@@ -513,7 +517,8 @@ def test_infinities_of_pictures_turned_over_one_by_one_add_up_quietly(isa, monke
         ("fwd", 3, 1, 56, 5, 4, True), ("fwd", 3, 1, 56, 5, 10, False), ("fwd", 3, 1, 7, 5, 4, False),
         ("fwd", 1, 1, 56, 5, 4, False), ("fwd", 3, 2, 56, 20, 1, False), ("grad_x", 3, 1, 56, 5, 16, True),
         ("grad_x", 3, 1, 56, 16, 5, False), ("grad_w", 3, 1, 56, 5, 4, True), ("grad_w", 3, 1, 56, 5, 8, False),
-        ("grad_w", 3, 1, 14, 5, 1, False), ("grad_w", 3, 2, 56, 5, 1, False), ("grad_w", 1, 1, 56, 5, 1, False),
+        ("grad_w", 3, 1, 14, 5, 1, False), ("grad_w", 3, 2, 56, 5, 1, True), ("grad_w", 3, 2, 28, 5, 1, False),
+        ("grad_w", 1, 1, 56, 5, 1, False), ("fwd", 3, 1, 56, 4, 4, False), ("grad_w", 3, 1, 56, 4, 4, False),
     ],
 )  # fmt: skip
 def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F, S, cols, channels, filters, turned):
@@ -525,6 +530,24 @@ def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F,
     for N in (1, 2, 64):
         problem = costs.Problem(direction, N, cols, cols, p.D1, p.K, p.window, 8, False, "float32")
         assert costs.better_depth_first(problem) is turned
+
+
+@pytest.mark.parametrize(
+    ("cols", "F", "S", "channels", "multiplier", "turned"),
+    [
+        (112, 3, 1, 3, 1, True), (56, 3, 1, 12, 1, True), (112, 3, 2, 3, 4, True), (56, 7, 1, 15, 1, True),
+        (112, 3, 1, 15, 1, False), (112, 3, 2, 15, 1, False), (112, 2, 2, 10, 1, False),
+        (112, 3, 1, 16, 1, False), (112, 3, 1, 1, 1, False), (14, 3, 1, 3, 1, False),
+    ],
+)  # fmt: skip
+def test_few_channels_that_stand_alone_are_turned_over_where_that_pays(monkeypatch, cols, F, S, channels, multiplier, turned):
+    """With 16 numbers a vector, of which a pixel fills a part: taps enough for the lanes that are lost, and a picture not small."""
+    monkeypatch.setattr(_kernels.kernel("conv"), "VECTOR", 64)
+    window = Problem("planes", 1, cols, cols, 1, 1, F, S=S, P=F // 2).window
+    for direction, N in itertools.product(("fwd", "grad_x", "grad_w"), (1, 64)):
+        p = costs.Problem(direction, N, cols, cols, channels, channels * multiplier, window, channels, False, "float32")
+        assert costs.better_depth_first(p) is turned
+        assert not costs.better_depth_first(p._replace(nchw=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -29,6 +29,7 @@ COPYING = 12, 6  # a row into a strip, and each of its vectors
 ONE_ROW = 1.1  # of a strip copied for each column of a window, for a cycle of products: taps share no cache lines
 BEGINNING = 6  # a pixel's sums, depth last, and writing them
 FEW_A_GROUP = 1.4  # of small groups, for a cycle of multiplications
+PART_OF_VECTOR, PLANE_PRODUCT = 2.3, 1.5  # of depthwise layers, a tap of a pixel of few channels, and of a vector of a plane
 SUMS_OF_PIXELS = 1.9  # a vector of pixels' products for a weight gradient, for one of filters'
 PACKING = 20  # two vectors of depth-first pixels, for one more tap
 # Of pixels that stand alone: to pack two vectors of them by the way, for each L1 bytes of the packed panel; more if a picture ends
@@ -215,21 +216,30 @@ def across_planes(p: Problem) -> bool:
 
 
 def better_depth_first(p: Problem) -> bool:
-    """Whether depth-last pictures of few channels, or of small groups, are turned over, so that vectors run along the pixels: along
-    the channels, of dx or of y, most of their lanes would be empty."""
+    """Whether depth-last pictures of few channels, alone or not, or of small groups, are turned over, so that vectors run along the
+    pixels: along the channels, of dx or of y, most of their lanes would be empty."""
     VL, first = p.VL, nominal(p)._replace(nchw=True)
-    if p.nchw or p.turned or p.picture_bytes > TURNED or better_turned(first):
+    if p.depthwise:
+        return not p.nchw and 1 < p.D1 < VL and p._replace(N=1).flops >= SMALL_PICTURE and _planes_pay(first)
+    if p.nchw or p.turned or p.few_a_group or p.picture_bytes > TURNED or better_turned(first):
         return False
     if p.direction == "grad_w":  # a vector of pixels of each filter, or of filters at each pixel
         across, K = p.window.size[1], p.K // p.groups
         enough = across >= max(VL, SUMS_OF_PIXELS * K * -(-across // VL))
-        return p.groups > 1 and p.window.F != (1, 1) and p.window.S == (1, 1) and enough
+        return p.groups > 1 and p.window.F != (1, 1) and enough
     turned, last = _turning(first) + _depth_first_cycles(first), _depth_last_cycles(nominal(p))
     if p.groups > 1:
         return turned < TURNED_MARGIN * last
     few = p.window.F != (1, 1) and max(p.D1, p.K) <= VL
     pixels = first.N * (math.prod(p.window.size) if p.direction == "fwd" else p.H1 * p.W1)
     return few and turned < last + BEGINNING * pixels
+
+
+def _planes_pay(p: Problem) -> bool:
+    """Whether it pays to make planes of a depthwise layer's pixels, each of which is a part of one vector; `p` is depth first."""
+    pixels, taps = p.N * math.prod(p.window.size), math.prod(p.window.F)
+    planes = _turning(p) * p.groups + PLANE_PRODUCT * pixels * taps * p.K / p.VL
+    return planes < TURNED_MARGIN * pixels * p.K // p.D1 * (BEGINNING + PART_OF_VECTOR * taps)
 
 
 def better_forward(p: Problem) -> bool:

@@ -303,12 +303,12 @@ def _direct(p: Problem) -> Job:
         return _dense(p)
     if _of_patches(p):
         return _patches(p)
+    if costs.better_depth_first(p):
+        return _turned(p, _direct, True)
     if p.depthwise or (p.few_a_group and not p.nchw):
         return _depthwise(p._replace(nchw=True) if p.D1 == 1 else p)  # one channel: a picture is a plane in either layout
     if costs.better_turned(p):
         return _turned(p, _direct, p.few_a_group)
-    if costs.better_depth_first(p):
-        return _turned(p, _direct, True)
     if p.direction == "grad_w":
         return _exchanged(p) if costs.better_exchanged(p) else _gradient_job(_weight_gradient(p, _forward(p, True), p.nchw), p)
     if costs.better_forward(p):
@@ -504,6 +504,8 @@ class Method(NamedTuple):
 def _im2col_wanted(p: Problem) -> str | None:
     if p.direction != "grad_x" or p.pointwise or p.whole or p.depthwise or costs.columns_bytes(p) > costs.COLUMNS:
         return None
+    if p.few_a_group and not p.nchw:
+        return None  # done as depthwise layers are
     if p.window.F == (1, 1):
         return "1x1 with a stride: a product as small as dy, spread over dx"
     p = costs.nominal(p)
