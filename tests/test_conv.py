@@ -657,6 +657,27 @@ def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch,
     assert costs.better_turned(costs.Problem("fwd", batch, size, size, channels, 32, p.window, 1, True, "float32")) is turned
 
 
+@pytest.mark.parametrize(
+    ("direction", "side", "channels", "filters", "F", "S", "turned"),
+    [
+        ("fwd", 128, 128, 2, 5, 1, True), ("fwd", 64, 512, 1, 7, 2, True), ("grad_x", 128, 1, 64, 9, 1, True),
+        ("fwd", 128, 256, 1, 3, 1, False), ("grad_x", 64, 512, 1, 7, 2, False), ("fwd", 128, 128, 64, 3, 1, False),
+        ("grad_x", 128, 256, 64, 1, 1, False),
+    ],
+)  # fmt: skip
+def test_large_depth_first_pictures_of_few_filters_are_turned_over(monkeypatch, direction, side, channels, filters, F, S, turned):
+    """With 16 numbers a vector: where rows of the tile would be few, and pixels are packed for many taps, or copied for all."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
+    monkeypatch.setattr(costs, "TURNED", 4 << 20)
+    p = Problem("large", 2, side, side, channels, filters, F, S=S, P=F // 2)
+    for N in (1, 64):
+        problem = costs.Problem(direction, N, side, side, channels, filters, p.window, 1, True, "float32")
+        assert problem.picture_bytes > costs.TURNED
+        assert costs.better_turned(problem) is turned
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_image_does_not_depend_on_its_batch(isa, layout, method):

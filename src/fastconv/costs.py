@@ -25,6 +25,7 @@ PICKING = 2, 3  # filters of S=2 whose taps are picked for each phase, and turne
 TURNING = 6  # a vector of a depth-first picture; half of it, where a block of VL channels has none
 PASSES = 2  # that turning over costs, since what is turned has to be read once more
 TURNED_MARGIN = 0.9  # of a depth-first picture's cycles as it lies, below which it is turned over
+LARGE_TURNED_MARGIN = 0.7  # the same of one that no core's caches keep
 COPYING = 12, 6  # a row into a strip, and each of its vectors
 ONE_ROW = 1.1  # of a strip copied for each column of a window, for a cycle of products: taps share no cache lines
 BEGINNING = 6  # a pixel's sums, depth last, and writing them
@@ -200,13 +201,12 @@ def better_turned(p: Problem) -> bool:
         return False
     if p.direction == "grad_x" and strided and not pointwise:
         return p.picture_bytes <= TURNED * p.groups or _living(p) < MOSTLY_LIVING  # of large ones a few groups at a time
-    if p.picture_bytes > TURNED and _living(p) >= MOSTLY_LIVING:
-        return False
+    large = p.picture_bytes > TURNED and _living(p) >= MOSTLY_LIVING
     p = nominal(p)
     turned, first = PASSES * _turning(p) + direct_cycles(p._replace(nchw=False, turned=True)), _depth_first_cycles(p)
     if pointwise:  # depth last the weights of dx lie as they are read, and nothing is scattered
-        return turned * (TURNED_MARGIN if strided else 1) < first + TURNING * p.D1 * p.K / p.VL
-    return turned < TURNED_MARGIN * first
+        return not large and turned * (TURNED_MARGIN if strided else 1) < first + TURNING * p.D1 * p.K / p.VL
+    return turned < (LARGE_TURNED_MARGIN if large else TURNED_MARGIN) * first
 
 
 def across_planes(p: Problem) -> bool:
