@@ -1,11 +1,12 @@
-"""Fixtures: each instruction set of this machine and one to three threads, which kernels are tested under; plans made anew."""
+"""Fixtures: each instruction set of this machine and one to three threads, which kernels are tested under; plans made anew, and
+the sizes of AVX-512's tiles."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import fastconv as fc
-from fastconv import ops, planning
+from fastconv import _kernels, ops, planning
 
 
 @pytest.fixture
@@ -18,6 +19,14 @@ def replan() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def sixteen_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the arithmetic that chooses a way: vectors and tiles of the kernels in use as AVX-512 has them."""
+    kernel = _kernels.kernel("conv")
+    monkeypatch.setattr(kernel, "VECTOR", 64)
+    monkeypatch.setattr(kernel, "MR", 14)
 
 
 @pytest.fixture(params=fc.available_isas())

@@ -324,11 +324,8 @@ def test_depth_first_pictures_are_turned_over_a_few_at_a_time(isa, monkeypatch, 
         ("grad_x", 256, 512, 512, 1, 1, False),
     ],
 )  # fmt: skip
-def test_pictures_of_many_weights_are_turned_over_instead(monkeypatch, direction, side, D1, K, S, groups, turned):
+def test_pictures_of_many_weights_are_turned_over_instead(monkeypatch, sixteen_lanes, direction, side, D1, K, S, groups, turned):
     """Under 1x1 windows, for dx, which depth first reads its weights across: with 16 numbers a vector and caches of 1 MB."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     monkeypatch.setattr(costs, "TURNED", 4 << 20)
     w = Problem("pointwise", 8, side, side, D1, K, 1, S=S, groups=groups).window
     for N in (1, 2, 64):
@@ -372,11 +369,8 @@ def test_pixels_that_stand_alone_are_read_across_planes(isa, monkeypatch, dtype,
         (28, 128, 512, False), (56, 32, 512, False), (32, 256, 256, False), (14, 512, 24, False), (56, 64, 24, False),
     ],
 )  # fmt: skip
-def test_where_pixels_are_read_across_planes(monkeypatch, side, D1, K, across):
+def test_where_pixels_are_read_across_planes(sixteen_lanes, side, D1, K, across):
     """With 16 numbers a vector: planes that end within one, and channels whose products outweigh turning the results over."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     p = costs.Problem("fwd", 16, side, side, D1, K, Problem("1x1", 1, side, side, D1, K, 1).window, 1, True, "float32")
     assert costs.across_planes(p) is across
     assert costs.across_planes(p._replace(direction="grad_x", D1=K, K=D1)) is across
@@ -407,11 +401,8 @@ def test_either_planes_may_be_turned_over_for_weight_gradients(isa, monkeypatch,
         (56, 256, 64, False), (28, 50, 64, False), (28, 17, 100, False), (14, 1024, 256, False), (64, 8, 32, False),
     ],
 )  # fmt: skip
-def test_which_planes_are_turned_over_for_weight_gradients(monkeypatch, side, D1, K, x_turned):
+def test_which_planes_are_turned_over_for_weight_gradients(sixteen_lanes, side, D1, K, x_turned):
     """The fewer, unless vectors of them are empty in part; with 16 numbers a vector."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     for S in (1, 2):
         window = Problem("1x1", 1, S * side, S * side, D1, K, 1, S=S).window
         p = costs.Problem("grad_w", 8, S * side, S * side, D1, K, window, 1, True, "float32")
@@ -472,11 +463,8 @@ def test_depth_last_pictures_of_few_channels_are_turned_over(isa, monkeypatch, p
 
 
 @pytest.mark.parametrize(("channels", "filters", "turned"), [(1, 6, True), (3, 16, False), (17, 3, False), (3, 17, False)])
-def test_wider_depth_last_pictures_are_not_turned_over(monkeypatch, channels, filters, turned):
+def test_wider_depth_last_pictures_are_not_turned_over(sixteen_lanes, channels, filters, turned):
     """With 16 numbers a vector, six filters leave ten lanes empty, which costs more than it costs to turn pictures over."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     p = Problem("few filters", 2, 28, 28, channels, filters, 5, P=2)
     problem = costs.Problem("fwd", 2, 28, 28, channels, filters, p.window, 1, False, "float32")
     assert costs.better_depth_first(problem) is turned
@@ -521,11 +509,8 @@ def test_infinities_of_pictures_turned_over_one_by_one_add_up_quietly(isa, monke
         ("grad_w", 1, 1, 56, 5, 1, False), ("fwd", 3, 1, 56, 4, 4, False), ("grad_w", 3, 1, 56, 4, 4, False),
     ],
 )  # fmt: skip
-def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F, S, cols, channels, filters, turned):
+def test_small_groups_are_turned_over_where_that_pays(sixteen_lanes, direction, F, S, cols, channels, filters, turned):
     """With 16 numbers a vector: few sums a group, but rows of pixels that fill vectors, and products enough to pay for turning."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     p = Problem("groups", 2, cols, cols, 8 * channels, 8 * filters, F, S=S, P=F // 2, groups=8)
     for N in (1, 2, 64):
         problem = costs.Problem(direction, N, cols, cols, p.D1, p.K, p.window, 8, False, "float32")
@@ -540,9 +525,8 @@ def test_small_groups_are_turned_over_where_that_pays(monkeypatch, direction, F,
         (112, 3, 1, 16, 1, False), (112, 3, 1, 1, 1, False), (14, 3, 1, 3, 1, False),
     ],
 )  # fmt: skip
-def test_few_channels_that_stand_alone_are_turned_over_where_that_pays(monkeypatch, cols, F, S, channels, multiplier, turned):
+def test_few_channels_that_stand_alone_are_turned_over_where_that_pays(sixteen_lanes, cols, F, S, channels, multiplier, turned):
     """With 16 numbers a vector, of which a pixel fills a part: taps enough for the lanes that are lost, and a picture not small."""
-    monkeypatch.setattr(_kernels.kernel("conv"), "VECTOR", 64)
     window = Problem("planes", 1, cols, cols, 1, 1, F, S=S, P=F // 2).window
     for direction, N in itertools.product(("fwd", "grad_x", "grad_w"), (1, 64)):
         p = costs.Problem(direction, N, cols, cols, channels, channels * multiplier, window, channels, False, "float32")
@@ -647,11 +631,8 @@ def test_weight_gradients_of_1x1_windows_read_strips_that_the_caches_keep(isa, K
     ("cols", "batch", "channels", "turned"),
     [(20, 1, 8, True), (20, 32, 8, True), (32, 1, 8, False), (20, 1, 3, False), (20, 1, 4, True)],
 )
-def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch, cols, batch, channels, turned):
+def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(sixteen_lanes, cols, batch, channels, turned):
     """With 16 numbers a vector, 20 results a row lose 12 lanes of 32; to turn few channels over costs more than that, four less."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     size = 4 * cols + 4
     p = Problem("long rows", batch, size, size, channels, 32, 8, S=4)
     assert costs.better_turned(costs.Problem("fwd", batch, size, size, channels, 32, p.window, 1, True, "float32")) is turned
@@ -665,11 +646,8 @@ def test_long_depth_first_rows_are_turned_over_where_lanes_are_lost(monkeypatch,
         ("grad_x", 128, 256, 64, 1, 1, False),
     ],
 )  # fmt: skip
-def test_large_depth_first_pictures_of_few_filters_are_turned_over(monkeypatch, direction, side, channels, filters, F, S, turned):
+def test_large_pictures_of_few_filters_are_turned(monkeypatch, sixteen_lanes, direction, side, channels, filters, F, S, turned):
     """With 16 numbers a vector: where rows of the tile would be few, and pixels are packed for many taps, or copied for all."""
-    kernel = _kernels.kernel("conv")
-    monkeypatch.setattr(kernel, "VECTOR", 64)
-    monkeypatch.setattr(kernel, "MR", 14)
     monkeypatch.setattr(costs, "TURNED", 4 << 20)
     p = Problem("large", 2, side, side, channels, filters, F, S=S, P=F // 2)
     for N in (1, 64):

@@ -39,6 +39,7 @@ BY_THE_WAY, CROSSING, SCATTERING, TURNING_IN_CACHE, L1 = 3, 8, 24, 3, 1 << 15
 # Of weight gradients: a vector of a depth-first plane, and of weights, turned over; tiles of one vector, for a cycle of products.
 TURNING_PLANES, TURNING_WEIGHTS, ONE_VECTOR = 4, 8, 1.25
 LINE = 3  # a cache line of a strip in the second-level cache
+PAGE = 1 << 12  # bytes after which addresses fall into the same set of a first-level cache
 ADDING = 8  # a vector of the columns to dx
 MOVING, BLOCK = 1.2, 48  # a vector of sums between a core's caches, as a block of so many tiles adds to them
 CORNER = 128  # channels, or filters, for which a weight gradient's tiles are transformed once
@@ -55,7 +56,6 @@ PART_TILES = 2048  # and with fewer points, or of lines;
 STREAM = 5 << 22  # bytes of pictures, and their results, that no cache keeps
 NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel: so few are not worth the way to it, so many are
 PART_NUMBERS = 1 << 22  # in the sums of all parts at most
-PAGE = 1 << 12  # bytes after which addresses fall into the same set of a first-level cache
 PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
 
