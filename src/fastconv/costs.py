@@ -50,12 +50,8 @@ WEIGHTS_MARGIN, STRIDED_WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MA
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 APART = 4  # depth-first pixels of which one is read at a time, for which pictures are turned over
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
-EIGHT_POINTS = 96  # products of one sum up to which a tile's eight points are exact enough; of a weight gradient:
-EIGHT_POINTS_TILES = 128  # tiles of a part,
-PART_TILES = 2048  # and with fewer points, or of lines;
 STREAM = 5 << 22  # bytes of pictures, and their results, that no cache keeps
 NARROW, STRETCH = 1 << 7, 1 << 10  # bytes of a depth-last pixel: so few are not worth the way to it, so many are
-PART_NUMBERS = 1 << 22  # in the sums of all parts at most
 PART_PIXELS = 1 << 14  # of a part of direct convolution's, which has fewer than two times as many
 
 
@@ -330,35 +326,17 @@ def needed(p: Problem, m: Pair) -> float:
     return share
 
 
-def _part_tiles(p: Problem, m: Pair) -> int:
-    """Tiles of a part of a weight gradient at most, for its sums to be exact enough."""
-    return EIGHT_POINTS_TILES if 8 in _values(p, m) and 1 not in m else PART_TILES
-
-
 def parts(p: Problem, m: Pair) -> int:
-    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough, and so
-    many that none is long: an error grows with the square root of a part's tiles. Small groups of depth-last pictures that no
-    cache keeps have their corners together, for more of a pixel to be read at a time."""
+    """Parts of a weight gradient's tiles, with sums of their own: enough for eight threads, if there are not corners enough. Small
+    groups of depth-last pictures that no cache keeps have their corners together, for more of a pixel to be read at a time."""
     narrow = p.groups > 1 and not p.nchw and p.D1 * p.itemsize <= NARROW * p.groups
     sets, tiles = (-(-p.D1 * p.itemsize // STRETCH), 256) if narrow and p.N * p.picture_bytes > STREAM else (p.groups, 64)
     corners = -(-p.D1 // p.groups // 64) * -(-p.K // p.groups // 64) * sets * cut(p) ** 2
-    for_threads = min(8 // max(1, corners), _tiles(p, m) // tiles)
-    short = min(-(-_tiles(p, m) // _part_tiles(p, m)), PART_NUMBERS // max(1, math.prod(p.window.F) * p.D1 * p.K // p.groups))
-    return max(1, for_threads, short)
-
-
-def exact_enough(p: Problem, m: Pair) -> bool:
-    """Whether errors stay below 5e-5 of the results' root mean square in float32; see "Numbers" in docs/kernels.md."""
-    values, line = _values(p, m), 1 in m
-    if 8 not in values:
-        return True
-    if p.direction == "grad_w":
-        return _tiles(p, m) <= _part_tiles(p, m) * parts(p, m)
-    return line or _sources(p) * (p.K if p.direction == "grad_x" else p.D1) // p.groups <= EIGHT_POINTS
+    return max(1, min(8 // max(1, corners), _tiles(p, m) // tiles))
 
 
 def winograd_tile(p: Problem) -> Pair:
-    """Rows and columns of results, the cheapest that are exact enough; of 6 or 7 taps in a line there is one tile only."""
+    """Rows and columns of results, the cheapest; of 6 or 7 taps in a line there is one tile only."""
     rh, rw = phase_extents(p)
     r = max(rh, rw)
     points: tuple[int, ...]
@@ -369,8 +347,7 @@ def winograd_tile(p: Problem) -> Pair:
     else:
         points = {2: (6, 4), 3: (6, 4), 4: (6,), 5: (8, 6)}[r]
     tiles = [(n - r + 1 if rh > 1 else 1, n - r + 1 if rw > 1 else 1) for n in points]
-    able = [m for m in tiles if exact_enough(p, m)]
-    return min(able, key=lambda m: winograd_cycles(nominal(p), m), default=tiles[-1])
+    return min(tiles, key=lambda m: winograd_cycles(nominal(p), m))
 
 
 def better_turned_for_winograd(p: Problem) -> bool:

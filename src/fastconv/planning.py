@@ -426,8 +426,6 @@ def _winograd_wanted(p: Problem) -> str | None:
         return None  # direct convolution has kernels of its own for these
     p = costs.nominal(p)
     m, r = costs.winograd_tile(p), costs.phase_extents(p)
-    if not costs.exact_enough(p, m):
-        return None
     ratio = costs.winograd_cycles(p, m) / max(1.0, costs.direct_cycles(p))
     phases = "" if costs.cut(p) == 1 else " of four phases"
     name = f"F({m[1]}x{m[0]}, {r[1]}x{r[0]}){phases}"

@@ -24,6 +24,7 @@
 #define UNROLL
 #define ROLLED
 #define PRAGMA_UNROLL_K
+#define in_a_register(number) ((void)0)
 #define prefetch(p) ((void)0)
 #define prefetch_low(p) ((void)0)
 #define prefetch_to_write(p) ((void)0)

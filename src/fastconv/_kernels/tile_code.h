@@ -27,7 +27,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     const ptrdiff_t last = cols - (nv - 1) * VL;
     UNROLL for (int m = 0; m < rows; m++) {
         UNROLL for (int v = 0; v < nv; v++) {
-            if (e->accumulate) acc[m][v] = v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last);
+            if (e->accumulate == 1) acc[m][v] = v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last);
             else if (!e->bias) acc[m][v] = CAT(splat)(0);
             else acc[m][v] = e->bias_by_row ? CAT(splat)(e->bias[m]) : CAT(load)(e->bias + v * VL);
         }
@@ -67,6 +67,12 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
         }
         b += (length - n) * b_step;
         if (!by_rows) ahead += next_run;
+    }
+    if (!keep && !table && e->accumulate == 2) {
+        UNROLL for (int m = 0; m < rows; m++) {
+            UNROLL for (int v = 0; v < nv; v++)
+                acc[m][v] = CAT(add)(acc[m][v], v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last));
+        }
     }
     const VEC least = CAT(splat)((REAL)(e->relu ? 0 : -INFINITY));
     UNROLL for (int m = 0; m < rows; m++) {

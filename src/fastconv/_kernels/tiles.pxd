@@ -86,16 +86,14 @@ cdef extern from "kernels.h" nogil:
     void copy_f64(double *dst, double *src, Py_ssize_t n, Py_ssize_t src_step)
     void copy_padded_f32(float *dst, float *src, Py_ssize_t n)
     void copy_padded_f64(double *dst, double *src, Py_ssize_t n)
-    void winograd_data_f32(int nh, int nw, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step, int first,
-                           int end)
+    void winograd_data_f32(int nh, int nw, float *d, Py_ssize_t row, Py_ssize_t col, float *V, Py_ssize_t step)
     void winograd_filter_f32(int nh, int rh, int nw, int rw, float *g, Py_ssize_t row, Py_ssize_t col, float *U, Py_ssize_t step,
-                             int top, int left, int first, int end)
+                             int top, int left)
     void winograd_result_f32(int nh, int mh, int nw, int mw, float *M, Py_ssize_t step, float *y, Py_ssize_t row, Py_ssize_t col,
                              float *bias, int relu, int stream)
-    void winograd_data_f64(int nh, int nw, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step, int first,
-                           int end)
+    void winograd_data_f64(int nh, int nw, double *d, Py_ssize_t row, Py_ssize_t col, double *V, Py_ssize_t step)
     void winograd_filter_f64(int nh, int rh, int nw, int rw, double *g, Py_ssize_t row, Py_ssize_t col, double *U, Py_ssize_t step,
-                             int top, int left, int first, int end)
+                             int top, int left)
     void winograd_result_f64(int nh, int mh, int nw, int mw, double *M, Py_ssize_t step, double *y, Py_ssize_t row, Py_ssize_t col,
                              double *bias, int relu, int stream)
 
@@ -282,20 +280,19 @@ cdef inline void pack_pieces(real *dst, Py_ssize_t row_step, real *src, Py_ssize
         pack_pieces_f64(dst, row_step, src, plane, rows, pieces, n_pieces, step)
 
 
-cdef inline void winograd_data(int nh, int nw, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step, int first,
-                               int end) noexcept nogil:
+cdef inline void winograd_data(int nh, int nw, real *d, Py_ssize_t row, Py_ssize_t col, real *V, Py_ssize_t step) noexcept nogil:
     if real is float:
-        winograd_data_f32(nh, nw, d, row, col, V, step, first, end)
+        winograd_data_f32(nh, nw, d, row, col, V, step)
     else:
-        winograd_data_f64(nh, nw, d, row, col, V, step, first, end)
+        winograd_data_f64(nh, nw, d, row, col, V, step)
 
 
 cdef inline void winograd_filter(int nh, int rh, int nw, int rw, real *g, Py_ssize_t row, Py_ssize_t col, real *U, Py_ssize_t step,
-                                 int top, int left, int first, int end) noexcept nogil:
+                                 int top, int left) noexcept nogil:
     if real is float:
-        winograd_filter_f32(nh, rh, nw, rw, g, row, col, U, step, top, left, first, end)
+        winograd_filter_f32(nh, rh, nw, rw, g, row, col, U, step, top, left)
     else:
-        winograd_filter_f64(nh, rh, nw, rw, g, row, col, U, step, top, left, first, end)
+        winograd_filter_f64(nh, rh, nw, rw, g, row, col, U, step, top, left)
 
 
 cdef inline void winograd_result(int nh, int mh, int nw, int mw, real *M, Py_ssize_t step, real *y, Py_ssize_t row, Py_ssize_t col,

@@ -118,34 +118,37 @@ INLINE void CAT(results)(const int n, const int m, const VEC *v, VEC *y) {
     y[m - 1] = CAT(add)(y[m - 1], v[n - 1]);
 }
 
-/* V = B' d B of one tile, rows first to end of it: d[i * row + j * col], V[(i * nw + j) * step] */
-INLINE void CAT(data_body)(const int nh, const int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step,
-                           int first, int end) {
+/* V = B' d B of one tile: d[i * row + j * col], V[(i * nw + j) * step] */
+INLINE void CAT(data_body)(const int nh, const int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
     VEC half[8][8], line[8], v[8];
+    int rows = nh;
     UNROLL for (int j = 0; j < nw; j++) {
         UNROLL for (int i = 0; i < nh; i++) line[i] = CAT(once)(CAT(load)(d + i * row + j * col));
         CAT(values_of_data)(nh, line, v);
         UNROLL for (int i = 0; i < nh; i++) half[i][j] = v[i];
     }
+    in_a_register(rows); /* a bound that GCC does not know: else it makes all rows first, and memory has to wait */
     UNROLL for (int i = 0; i < nh; i++) {
-        if (i < first || i >= end) continue;
+        if (i >= rows) break;
         CAT(values_of_data)(nw, half[i], v);
         UNROLL for (int j = 0; j < nw; j++) CAT(store)(V + (i * nw + j) * step, v[j]);
     }
 }
 
-/* The same rows of U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
+/* U = G g G' of one filter, or of one tile of dy whose rows before `top` and columns before `left` count as zeros */
 INLINE void CAT(filter_body)(const int nh, const int rh, const int nw, const int rw, const REAL *g, ptrdiff_t row, ptrdiff_t col,
-                             REAL *U, ptrdiff_t step, int top, int left, int first, int end) {
+                             REAL *U, ptrdiff_t step, int top, int left) {
     VEC half[8][8], line[8], v[8];
+    int rows = nh;
     UNROLL for (int j = 0; j < rw; j++) {
         UNROLL for (int i = 0; i < rh; i++)
             line[i] = i < top || j < left ? CAT(splat)(0) : CAT(once)(CAT(load)(g + i * row + j * col));
         CAT(values_of_filter)(nh, rh, line, v);
         UNROLL for (int i = 0; i < nh; i++) half[i][j] = v[i];
     }
+    in_a_register(rows);
     UNROLL for (int i = 0; i < nh; i++) {
-        if (i < first || i >= end) continue;
+        if (i >= rows) break;
         CAT(values_of_filter)(nw, rw, half[i], v);
         UNROLL for (int j = 0; j < nw; j++) CAT(store)(U + (i * nw + j) * step, v[j]);
     }
@@ -175,22 +178,21 @@ INLINE void CAT(result_body)(const int nh, const int mh, const int nw, const int
  * which do for columns too: a column of pixels is a line whose next pixel is that of the next row. */
 #define EACH_TILE(X) X(8, 5) X(8, 4) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
 #define EACH_LINE(X) X(8, 7) X(8, 6) X(8, 5) X(8, 4) X(8, 3) X(8, 2) X(6, 5) X(6, 4) X(6, 3) X(6, 2) X(4, 3) X(4, 2)
-static void CAT(winograd_data)(int nh, int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step, int first,
-                               int end) {
+static void CAT(winograd_data)(int nh, int nw, const REAL *d, ptrdiff_t row, ptrdiff_t col, REAL *V, ptrdiff_t step) {
     if (nh == 1 || nw == 1) {
         const int n = nh * nw;
         const ptrdiff_t next = nw == 1 ? row : col;
-        if (n == 8) CAT(data_body)(1, 8, d, 0, next, V, step, 0, 1);
-        else if (n == 6) CAT(data_body)(1, 6, d, 0, next, V, step, 0, 1);
-        else CAT(data_body)(1, 4, d, 0, next, V, step, 0, 1);
-    } else if (nh == 8) CAT(data_body)(8, 8, d, row, col, V, step, first, end);
-    else if (nh == 6) CAT(data_body)(6, 6, d, row, col, V, step, first, end);
-    else CAT(data_body)(4, 4, d, row, col, V, step, first, end);
+        if (n == 8) CAT(data_body)(1, 8, d, 0, next, V, step);
+        else if (n == 6) CAT(data_body)(1, 6, d, 0, next, V, step);
+        else CAT(data_body)(1, 4, d, 0, next, V, step);
+    } else if (nh == 8) CAT(data_body)(8, 8, d, row, col, V, step);
+    else if (nh == 6) CAT(data_body)(6, 6, d, row, col, V, step);
+    else CAT(data_body)(4, 4, d, row, col, V, step);
 }
 static void CAT(winograd_filter)(int nh, int rh, int nw, int rw, const REAL *g, ptrdiff_t row, ptrdiff_t col, REAL *U,
-                                 ptrdiff_t step, int top, int left, int first, int end) {
-#define LINE_CASE(a, b) if (n == a && r == b) CAT(filter_body)(1, 1, a, b, g, 0, next, U, step, 0, before, 0, 1); else
-#define TILE_CASE(a, b) if (nh == a && rh == b) CAT(filter_body)(a, b, a, b, g, row, col, U, step, top, left, first, end); else
+                                 ptrdiff_t step, int top, int left) {
+#define LINE_CASE(a, b) if (n == a && r == b) CAT(filter_body)(1, 1, a, b, g, 0, next, U, step, 0, before); else
+#define TILE_CASE(a, b) if (nh == a && rh == b) CAT(filter_body)(a, b, a, b, g, row, col, U, step, top, left); else
     if (nh == 1 || nw == 1) {
         const int n = nh * nw, r = rh * rw, before = nw == 1 ? top : left;
         const ptrdiff_t next = nw == 1 ? row : col;

@@ -37,7 +37,7 @@ from libc.string cimport memset
 
 from fastconv._kernels.tiles cimport (
     CACHE_LINE, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, copy_padded, data, end_task,
-    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, prefetch_low, real, spread, take,
+    fetch_lines, find_tiles, floor_div, lanes, least, make_shares, most, odd_lines, point_rows, prefetch_low, real, spread, take,
     tile_by_columns, tile_by_rows, tile_height, transpose, winograd_data, winograd_filter, winograd_result, write_weights,
 )
 
@@ -54,7 +54,10 @@ cdef enum:
     M_LARGE = 20 << 20  # bytes of products that are worth keeping, for pictures to be transformed a lot of channels at a time
     M_SHARE = 600000  # bytes of products that a core's second-level cache keeps beside filters
     STREAM = 5 << 22  # bytes of pictures that no cache keeps: results are written past them
-    LONE_TILES = 4  # that a thread's register tile needs at least, not to wait for its own sums
+    FEW_TILES = 2 * TILE_MR  # for which a thread would transform more filters than it saves products
+    PART = 80  # channels of a part of a sum that are worth a thread
+    MANY = 1 << 10  # products of a sum that are not added in one go, for it to be exact enough,
+    EIGHT_POINTS = 48  # and that are, of tiles of eight points a side
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
     NEAR = 256  # bytes between rows of weights that the processor fetches without being told
@@ -238,8 +241,9 @@ cdef inline real *pixel(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssi
 
 
 cdef void load_patch(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_t w, Py_ssize_t rows, Py_ssize_t cols,
-                     Py_ssize_t c, real *patch) noexcept nogil:
-    """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros outside the picture and past the last channel."""
+                     Py_ssize_t c, real *patch, bint zeros) noexcept nogil:
+    """patch[i][j][lane] = channel c + lane of pixel (h + i, w + j); zeros past the last channel and, if they are not there from
+    other channels, outside the picture."""
     cdef Py_ssize_t VL = lanes(at), depth = least(VL, p.depth - c), i, j
     cdef Py_ssize_t left = least(cols, most(0, -w)), right = most(left, least(cols, p.W - w))
     cdef Py_ssize_t top = least(rows, most(0, -h)), bottom = most(top, least(rows, p.H - h))
@@ -249,13 +253,15 @@ cdef void load_patch(Picture *p, real *at, Py_ssize_t g, Py_ssize_t h, Py_ssize_
     cdef bint by_rows = p.nchw and p.row == p.W == right - left and p.W < 2 * VL  # short rows are turned over all at once
     if by_rows:
         transpose(whole, VL, pixel(p, at, g, h + top, 0, c), p.channel, depth, (bottom - top) * p.W)
-    for i in range(rows):
+    if zeros:
+        memset(patch, 0, top * cols * VL * sizeof(real))
+        memset(patch + bottom * cols * VL, 0, (rows - bottom) * cols * VL * sizeof(real))
+    for i in range(top, bottom):
         row = patch + i * cols * VL
-        if i < top or i >= bottom:
-            memset(row, 0, cols * VL * sizeof(real))
-            continue
-        memset(row, 0, left * VL * sizeof(real))
-        memset(row + right * VL, 0, (cols - right) * VL * sizeof(real))
+        if zeros and left > 0:
+            memset(row, 0, left * VL * sizeof(real))
+        if zeros and right < cols:
+            memset(row + right * VL, 0, (cols - right) * VL * sizeof(real))
         if p.nchw and depth < VL:
             memset(row + left * VL, 0, (right - left) * VL * sizeof(real))
         if by_rows:
@@ -459,10 +465,9 @@ cdef inline void walk(Walk *k, real *at) noexcept nogil:
 
 
 cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end,
-                         Py_ssize_t c, Py_ssize_t c_end, int first, int end, real *V, Py_ssize_t ld, Py_ssize_t step,
-                         real *patch) noexcept nogil:
-    """V[value * step + slot * ld + channel - c] of tiles q to q_end, channels c to c_end and rows first to end of the values:
-    B' d B of the n x n pixels under each tile, or, of a `gradient`, G d G' of the m x m pixels in it that no tile before it has."""
+                         Py_ssize_t c, Py_ssize_t c_end, real *V, Py_ssize_t ld, Py_ssize_t step, real *patch) noexcept nogil:
+    """V[value * step + slot * ld + channel - c] of tiles q to q_end and channels c to c_end: B' d B of the n x n pixels under each
+    tile, or, of a `gradient`, G d G' of the m x m pixels in it that no tile before it has."""
     cdef Py_ssize_t VL = lanes(at), i, j, v, b, h, w, row, col, rows, cols, above, before
     cdef Rectangle a
     cdef Picture p
@@ -484,7 +489,7 @@ cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_s
             if not p.nchw and b + VL <= p.depth and h >= 0 and w >= 0 and h + rows <= p.H and w + cols <= p.W:
                 d, col, row = pixel(&p, at, g, h, w, b), p.col, p.row
             else:
-                load_patch(&p, at, g, h, w, rows, cols, b, patch)
+                load_patch(&p, at, g, h, w, rows, cols, b, patch, v == 0)
                 d, col, row = patch, VL, cols * VL
             for i in range(a.rows):
                 above = s.bottom.shift if i == a.rows - a.cut_rows else 0
@@ -493,9 +498,9 @@ cdef void transform_data(Shape *s, Picture *batch, bint gradient, real *at, Py_s
                     of, to = d + row_of(s, &a, i) * row + col_of(s, &a, j) * col, V + slot(&z, &a, i, j) * ld + b - c
                     if gradient:
                         winograd_filter(<int> s.nh, <int> s.mh, <int> s.nw, <int> s.mw, of, row, col, to, step, <int> above,
-                                        <int> before, first, end)
+                                        <int> before)
                     else:
-                        winograd_data(<int> s.nh, <int> s.nw, of, row, col, to, step, first, end)
+                        winograd_data(<int> s.nh, <int> s.nw, of, row, col, to, step)
         pass_by(&z, &a)
         q += a.rows * a.cols
 
@@ -556,6 +561,8 @@ cdef void put_results(Shape *s, Picture *p, real *dst, Py_ssize_t g, Rectangle *
 cdef struct Blocks:
     Py_ssize_t tiles                  # in a block
     Py_ssize_t channels, chunks       # of all phases, that lie side by side in V, and stretches of so many
+    Py_ssize_t part                   # channels of a part of a sum, which begins anew and is added to the ones before it
+    bint by_chunks                    # a task has one part, where few tiles and one panel leave no other cut
     Py_ssize_t ld                     # from slot to slot of V: those, rounded up to whole vectors
     Py_ssize_t width                  # of a panel of filters: two vectors, or one if that is enough
     Py_ssize_t panels                 # of one target
@@ -568,7 +575,6 @@ cdef struct Blocks:
     # Few tiles: the panels are cut among the threads, not the tiles, so that a thread finds the filters that it has transformed in
     # its own cache; a thread's into so many tasks, so that another may help it out.
     Py_ssize_t cuts, tasks            # 1, or those of all threads; of one
-    int shares                        # of the values, by rows, one a thread, where few tiles and one panel leave no other cut
     # U may be too large for the shared cache, or a thread has one block only, and it takes longer to fetch filters from another
     # core's cache than to transform them: then each task transforms the filters that it needs, a chunk of channels at a time.
     bint fused
@@ -583,38 +589,56 @@ cdef int team(Shape *s, int threads) noexcept nogil:
     return threads if <double> s.N * s.tiles_h * s.tiles_w * s.groups * s.C * s.K * s.values > SMALL_WORK else 1
 
 
+cdef inline Py_ssize_t even_chunk(Py_ssize_t channels, Py_ssize_t chunks) noexcept nogil:
+    """Channels of each of so many chunks: whole tasks of filters."""
+    return ceil_div(ceil_div(channels, chunks), FILTER_ROWS) * FILTER_ROWS
+
+
+cdef Py_ssize_t parts_of(Shape *s, Py_ssize_t panels, Py_ssize_t channels) noexcept nogil:
+    """Parts of a sum, each of which begins anew, by nothing but the layer: of many products, for it to be exact enough; of one
+    panel, for threads to share it. `channels`: of a part at most."""
+    cdef Py_ssize_t parts = ceil_div(s.C, EIGHT_POINTS) if s.nh == s.nw == 8 else 1
+    cdef bint lone = panels == s.groups == s.sources == 1 and s.C >= 2 * PART and s.tiles_h * s.tiles_w <= FEW_TILES
+    if s.C > MANY or lone:
+        parts = most(parts, ceil_div(s.C, channels))
+    if lone:
+        parts = most(ceil_div(parts, 2) * 2, 4 if s.C >= 8 * PART else 2)
+    return most(1, parts)
+
+
 cdef Blocks plan_blocks(Shape *s, int threads, real *like) noexcept nogil:
     cdef Blocks z
     cdef Py_ssize_t VL = lanes(like), NR = VL if s.K <= VL else 2 * VL, each = s.values * <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, depth = s.src[0].depth, panels
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, depth = s.src[0].depth, panels, chunk
     z.width, z.panels = NR, ceil_div(s.K, NR)
     panels = s.targets * z.panels
     z.panels_at_once = least(z.panels, most(1, 64 // VL))
     z.u_panel = s.C * NR
     z.u_step = odd_lines(panels * z.u_panel, like)
-    z.together = s.groups * z.u_step * each > U_LARGE and total <= panels * NR
+    z.together = s.groups * z.u_step * each > U_LARGE and total <= panels * NR and panels * s.groups > 1
     z.cuts = z.tasks = 1
     if not z.together and threads > 1 and total < 4 * TILE_MR * threads and (panels >= 2 * threads or panels == threads):
         z.tasks = least(4, panels // threads)
         z.cuts = threads * z.tasks
-    z.shares = least(threads, s.nh) if panels == s.groups == 1 < s.nw and total < least(LONE_TILES * threads, TILE_MR) else 1
+    # A chunk whose filters a core's second-level cache keeps beside the rest.
+    chunk = most(FILTER_ROWS, 400000 // (each * NR) // FILTER_ROWS * FILTER_ROWS)
+    z.part = most(1, even_chunk(s.C, parts_of(s, panels, chunk)))
+    z.by_chunks = z.part < s.C and panels == s.groups == s.sources == 1 < threads and total <= FEW_TILES
     z.fused = (z.together or z.cuts > 1 and total <= 4 * TILE_MR
                or (threads == 1 or z.panels == 1) and total <= 4 * TILE_MR * threads)
     z.channels = s.C
     if z.fused:
-        z.channels = most(FILTER_ROWS, 400000 // (each * NR) // FILTER_ROWS * FILTER_ROWS)
-        z.channels = ceil_div(ceil_div(depth, most(1, ceil_div(depth, z.channels))), FILTER_ROWS) * FILTER_ROWS  # even
-        z.channels = least(s.C, z.channels)
+        z.channels = least(s.C, z.part if z.part < s.C else even_chunk(depth, most(1, ceil_div(depth, chunk))))
         z.panels_at_once, z.u_panel = 1, 0
         z.u_step = odd_lines(z.channels * NR, like)
     z.chunks = most(1, ceil_div(s.C, most(1, z.channels)))
     z.ld = row_of_v(s, z.channels, like)
-    z.tiles = most(1, block_tiles(s, &z, total, threads, each))
+    z.tiles = most(1, total if z.by_chunks else block_tiles(s, &z, total, threads, each))
     z.v_step = odd_lines(z.tiles * z.ld, like)
     z.v_chunk = s.values * z.v_step
-    z.v_own = 0 if z.together else z.chunks * z.v_chunk
+    z.v_own = 0 if z.together else z.v_chunk if z.by_chunks else z.chunks * z.v_chunk
     z.m_step = odd_lines(z.tiles * z.panels_at_once * NR, like)
-    z.lot = z.chunks
+    z.lot = 1 if z.by_chunks else z.chunks
     if z.together:
         z.together = V_LARGE // <Py_ssize_t> sizeof(real) // (z.chunks * z.v_chunk)
         z.together = least(z.together, s.groups * ceil_div(total, z.tiles))
@@ -642,7 +666,7 @@ cdef Py_ssize_t block_tiles(Shape *s, Blocks *z, Py_ssize_t total, int threads, 
     while tiles > TILE_MR and tiles * tile > 3300000:
         tiles -= TILE_MR
     # Evenly many tiles a block, and a number of blocks that the threads can share.
-    alone = 1 if z.cuts > 1 or z.shares > 1 else threads
+    alone = 1 if z.cuts > 1 else threads
     rounds = ceil_div(total, tiles * alone)
     return least(tiles, ceil_div(total, most(1, rounds * alone)))
 
@@ -657,8 +681,8 @@ cdef inline Py_ssize_t row_of_v(Shape *s, Py_ssize_t channels, real *like) noexc
 
 
 cdef inline Py_ssize_t shared_numbers(Shape *s, Blocks *z) noexcept nogil:
-    """Of one group's U, or of an M to which each thread gives its share of the values."""
-    return s.values * (z.m_step if z.shares > 1 else 0 if z.fused else z.u_step)
+    """Of one group's U, or of an M for each chunk."""
+    return s.values * (z.chunks * z.m_step if z.by_chunks else 0 if z.fused else z.u_step)
 
 
 cdef Py_ssize_t forward_bytes(Winograd self, int threads, real *like):
@@ -709,10 +733,14 @@ cdef forward(Winograd self, cnp.ndarray src, cnp.ndarray w, cnp.ndarray bias, cn
         elif not parallel:  # a region of one thread costs as much as a small block
             for i in range(tasks):
                 block_task(s, &z, x, weights, U, biases, y, relu, i, blocks, space)
-        elif z.shares > 1:
-            for i in prange(z.shares, num_threads=threads, schedule="static"):
-                value_task(s, &z, x, weights, U, y, i, space + threadid() * z.scratch)
+        elif z.by_chunks:
+            make_shares(shares, threads, z.chunks)
+            for _ in prange(z.chunks, num_threads=threads, schedule="dynamic"):
+                chunk_task(s, &z, x, weights, U, y, take(shares, threads, threadid()), space + threadid() * z.scratch)
             before = begin_task()
+            for i in range(1, z.chunks):
+                for k in range(s.values * z.m_step):
+                    U[k] += U[i * s.values * z.m_step + k]
             transform_results(s, &s.dst[0], y, 0, 0, total, 0, s.K, U, NR, z.m_step, biases, relu, <real *> space)
             end_task(before)
         else:
@@ -736,21 +764,20 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
     cdef real *V = <real *> scratch
     cdef real *M = V + z.v_own
     if held(z, scratch)[0] != q * s.groups + g:
-        transform_pictures(s, z, src, g, q, q_end, 0, s.C, 0, <int> s.nh, V, M + s.values * z.m_step)
+        transform_pictures(s, z, src, g, q, q_end, 0, s.C, V, M + s.values * z.m_step)
     held(z, scratch)[0] = q * s.groups + g
     multiply_block(s, z, src, w, U + (0 if z.fused else g * s.values * z.u_step), V, M, M + s.values * z.m_step,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, q, q_end, panels * cut // z.cuts,
-                   panels * (cut + 1) // z.cuts, 0, 0, <int> s.nh)
+                   panels * (cut + 1) // z.cuts, 0)
 
 
-cdef void value_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst, Py_ssize_t i, char *scratch) noexcept nogil:
-    """Task i: a thread's rows of the values, of all tiles and of the only panel."""
-    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w
-    cdef int first = <int> (s.nh * i // z.shares), last = <int> (s.nh * (i + 1) // z.shares)
+cdef void chunk_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst, Py_ssize_t chunk, char *scratch) noexcept nogil:
+    """The products of a chunk of channels, of all tiles and of the only panel, in an M of its own."""
+    cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, c = chunk * z.channels
     cdef real *V = <real *> scratch
     cdef real *patch = V + z.v_own + s.values * z.m_step
-    transform_pictures(s, z, src, 0, 0, total, 0, s.C, first, last, V, patch)
-    multiply_block(s, z, src, w, NULL, V, M, patch, NULL, dst, False, 0, 0, total, 0, 1, 0, first, last)
+    transform_pictures(s, z, src, 0, 0, total, c, least(s.C, c + z.channels), V, patch)
+    multiply_block(s, z, src, w, NULL, V, M + chunk * s.values * z.m_step, patch, NULL, dst, False, 0, 0, total, 0, 1, chunk)
 
 
 cdef void blocks_together(Shape *s, Blocks *z, real *src, real *w, real *V, real *biases, real *dst, bint relu, Py_ssize_t blocks,
@@ -777,7 +804,7 @@ cdef void picture_task(Shape *s, Blocks *z, real *src, real *V, Py_ssize_t i, Py
     """Task i: one of a lot's chunks, from `chunk` on, then one of the n blocks, counted over the groups, from `at` on."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, block = (at + i % n) % blocks, c = (chunk + i // n) * z.channels
     transform_pictures(s, z, src, (at + i % n) // blocks, total * block // blocks, total * (block + 1) // blocks, c,
-                       least(s.C, c + z.channels), 0, <int> s.nh, V + (i % n * z.lot + i // n) * z.v_chunk,
+                       least(s.C, c + z.channels), V + (i % n * z.lot + i // n) * z.v_chunk,
                        <real *> scratch + s.values * z.m_step)
 
 
@@ -791,21 +818,20 @@ cdef void panel_task(Shape *s, Blocks *z, real *src, real *w, real *V, real *bia
         M = V + z.lot * z.v_chunk + i * s.values * z.m_step
     multiply_block(s, z, src, w, NULL, V + i % n * z.lot * z.v_chunk, M, patch,
                    biases + g * z.panels * z.width if biases != NULL else NULL, dst, relu, g, total * block // blocks,
-                   total * (block + 1) // blocks, i // n, i // n + 1, chunk, 0, <int> s.nh)
+                   total * (block + 1) // blocks, i // n, i // n + 1, chunk)
 
 
 cdef void transform_pictures(Shape *s, Blocks *z, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t c,
-                             Py_ssize_t c_end, int first, int last, real *V, real *patch) noexcept nogil:
-    """V[chunk][value][slot][channel] of tiles q to q_end, channels c to c_end, counted over the source phases, of whole chunks and
-    rows first to last of the values."""
+                             Py_ssize_t c_end, real *V, real *patch) noexcept nogil:
+    """V[chunk][value][slot][channel] of tiles q to q_end, channels c to c_end, counted over the source phases, of whole chunks."""
     cdef Py_ssize_t C = s.src[0].depth, end, chunk_end, at
     cdef unsigned int before = begin_task()
     while c < c_end:
         chunk_end, at = least(c_end, c + z.channels), c
         while c < chunk_end:  # one phase after the other: what follows its last channel is the next one's
             end = least(chunk_end, (c // C + 1) * C)
-            transform_data(s, &s.src[c // C], False, src, g, q, q_end, c % C, c % C + end - c, first, last, V + c - at, z.ld,
-                           z.v_step, patch)
+            transform_data(s, &s.src[c // C], False, src, g, q, q_end, c % C, c % C + end - c, V + c - at, z.ld, z.v_step,
+                           patch)
             c = end
         V += z.v_chunk
     end_task(before)
@@ -816,13 +842,13 @@ cdef void filter_task(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t i) noexc
     cdef Py_ssize_t tasks = ceil_div(s.C, FILTER_ROWS), panels = s.targets * z.panels
     cdef Py_ssize_t g = i // tasks // panels, panel = i // tasks % panels, c = i % tasks * FILTER_ROWS
     transform_filters(s, z, w, U + g * s.values * z.u_step + panel * z.u_panel + c * z.width, g, panel, c,
-                      least(s.C, c + FILTER_ROWS), 0, <int> s.nh)
+                      least(s.C, c + FILTER_ROWS))
 
 
 cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t panel, Py_ssize_t c,
-                            Py_ssize_t c_end, int first, int end) noexcept nogil:
-    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS), counted over the source phases, one
-    panel of filters, counted over the target phases, and rows first to end of the values."""
+                            Py_ssize_t c_end) noexcept nogil:
+    """U[value][channel - c][filter] = G w G' of channels c to c_end (at most FILTER_ROWS), counted over the source phases, and one
+    panel of filters, counted over the target phases."""
     cdef Py_ssize_t VL = lanes(w), C = s.src[0].depth, f, k, n, v, half
     cdef unsigned int before = begin_task()
     while c < c_end:
@@ -831,7 +857,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
         for half in range(z.width // VL):
             k = panel % z.panels * z.width + half * VL
             if k < s.K:
-                transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n, first, end)
+                transform_vector(s, z, w, U + half * VL, g, f, k, c % C, n)
             else:
                 for v in range(s.values * n):
                     memset(U + v // n * z.u_step + v % n * z.width + half * VL, 0, VL * sizeof(real))
@@ -841,7 +867,7 @@ cdef void transform_filters(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g,
 
 
 cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, Py_ssize_t f, Py_ssize_t k, Py_ssize_t c,
-                           Py_ssize_t n, int first, int end) noexcept nogil:
+                           Py_ssize_t n) noexcept nogil:
     """The same of VL filters from k on and n channels of phase f."""
     cdef Py_ssize_t VL = lanes(w), taps = s.Fh * s.Fw, C = s.src[0].depth, K = s.K, depth = least(VL, K - k), i, t
     cdef real turned[FILTER_ROWS * 49 * 16]  # [channel][tap][lane]
@@ -855,10 +881,8 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
             for t in range(taps if row * <Py_ssize_t> sizeof(real) > NEAR else 0):
                 fetch_lines(at + (t * C + i + FILTER_ROWS) * row, VECTOR_BYTES)
             winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, at + i * row, s.rw * C * row, C * row,
-                            U + i * z.width, z.u_step, 0, 0, first, end)
+                            U + i * z.width, z.u_step, 0, 0)
         return
-    if depth < VL and (s.dst[0].nchw or s.transposed):
-        memset(turned, 0, n * taps * VL * sizeof(real))
     if s.dst[0].nchw and not s.transposed:    # w is (groups*K, C, taps)
         transpose(turned, VL, w + ((g * K + k) * C + c) * taps, C * taps, depth, n * taps)
     elif s.dst[0].nchw:                       # w is (groups*C, K, taps)
@@ -880,11 +904,10 @@ cdef void transform_vector(Shape *s, Blocks *z, real *w, real *U, Py_ssize_t g, 
     for i in range(n):
         if s.cut == 1:
             winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, turned + i * taps * VL + last, sign * s.rw * VL,
-                            sign * VL, U + i * z.width, z.u_step, 0, 0, first, end)
+                            sign * VL, U + i * z.width, z.u_step, 0, 0)
         else:
             pick_taps(s, f, turned + i * taps * VL, some)
-            winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, some, s.rw * VL, VL, U + i * z.width, z.u_step, 0, 0,
-                            first, end)
+            winograd_filter(<int> s.nh, <int> s.rh, <int> s.nw, <int> s.rw, some, s.rw * VL, VL, U + i * z.width, z.u_step, 0, 0)
 
 
 cdef inline Py_ssize_t odd_tap(Shape *s, Py_ssize_t tap) noexcept nogil:
@@ -922,15 +945,15 @@ cdef inline bint lives(Shape *s, Py_ssize_t value, Py_ssize_t f) noexcept nogil:
 
 cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real *V, real *M, real *patch, real *bias, real *dst,
                          bint relu, Py_ssize_t g, Py_ssize_t q, Py_ssize_t q_end, Py_ssize_t panel, Py_ssize_t panel_end,
-                         Py_ssize_t lot, int first, int last) noexcept nogil:
-    """Tiles q to q_end of all pictures, some panels of filters of group g, a lot of chunks from `lot` on, and all rows of the
-    values, or first to last of them. Sums that lack some of either stay in M."""
+                         Py_ssize_t lot) noexcept nogil:
+    """Tiles q to q_end of all pictures, some panels of filters of group g, and a lot of chunks from `lot` on. Sums that lack some
+    chunks stay in M."""
     cdef Py_ssize_t NR = z.width, lot_end = least(z.chunks, lot + z.lot), end, c, c_end, c_next, i, chunk, target
     cdef real *own = patch + z.patch
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     # A thread's next task is mostly the next block; where filters are fused it is other filters, or there is none.
-    cdef bint other = z.fused or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.shares > 1
+    cdef bint other = z.fused or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.by_chunks
     cdef Py_ssize_t next = s.N * s.tiles_h * s.tiles_w if other else q_end
     cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (1 if z.fused else panel_end - panel)
     cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
@@ -942,13 +965,13 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             c, c_end = chunk * z.channels, least(s.C, (chunk + 1) * z.channels)
             for i in range(ceil_div(c_end - c, FILTER_ROWS) if z.fused else 0):
                 transform_filters(s, z, w, own + i * FILTER_ROWS * NR, g, panel, c + i * FILTER_ROWS,
-                                  least(c_end, c + (i + 1) * FILTER_ROWS), first, last)
+                                  least(c_end, c + (i + 1) * FILTER_ROWS))
             if z.fused:  # those of the next chunk, or of the next panel's first one
                 i, c_next = (panel, c_end) if chunk + 1 < lot_end else (panel + 1, lot * z.channels)
                 ahead = walk_over_filters(s, w, g, i * NR, NR, c_next, least(s.C, c_next + z.channels), steps)
-            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, first, last,
-                     &ahead, src)
-        if lot_end == z.chunks and last - first == s.nh:
+            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, &ahead,
+                     src)
+        if lot_end == z.chunks and not z.by_chunks:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                               least((end - target * z.panels) * NR, s.K), M, z.panels_at_once * NR, z.m_step, bias, relu, patch)
         panel = end
@@ -956,20 +979,20 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
 
 
 cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots, Py_ssize_t panel, Py_ssize_t panel_end,
-                   Py_ssize_t c, Py_ssize_t c_end, Py_ssize_t first_row, Py_ssize_t last_row, Walk *ahead,
-                   real *src) noexcept nogil:
-    """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel - c] * U[value][channel - c][filter], added
-    to what the channels before them gave, for some rows of the values and the tiles that need them; a step `ahead` in src for each
-    product."""
-    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, m, first, rows, blocks, lo, hi, begin, end, width
+                   Py_ssize_t c, Py_ssize_t c_end, Walk *ahead, real *src) noexcept nogil:
+    """M[value][slot][filter] = sum over channels c to c_end of V[value][slot][channel - c] * U[value][channel - c][filter], with
+    what the channels before them gave, of the tiles that need a value; a step `ahead` in src for each product."""
+    cdef Py_ssize_t NR = z.width, VL = lanes(V), value, p, i, first, rows, blocks, lo, hi, begin, end, width, at, at_end
     cdef real *a[TILE_MR]
     cdef real *to[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, c > 0, 0, 0, 0, NULL, 0, 0)
-    for value in range(first_row * s.nw, last_row * s.nw):
+    cdef bint more = c > 0 and not z.by_chunks
+    cdef int add = 2 if z.part < s.C else 1
+    cdef Epilogue e = Epilogue(NULL, 0, 0, 0, 0, 0, NULL, 0, 0)
+    for value in range(s.values):
         living_channels(s, value, panel // z.panels, &lo, &hi)
         lo = most(lo, c)
         hi = most(lo, least(hi, c_end))
-        if lo == hi and c > 0:
+        if lo == hi and more:
             continue
         tiles_with(s, slots, value, &begin, &end)
         blocks = ceil_div(end - begin, TILE_MR)
@@ -978,11 +1001,16 @@ cdef void multiply(Shape *s, Blocks *z, real *V, real *U, real *M, Slots *slots,
             for i in range(blocks):
                 first = begin + (end - begin) * i // blocks
                 rows = begin + (end - begin) * (i + 1) // blocks - first
-                for m in range(rows):
-                    a[m] = V + value * z.v_step + (first + m) * z.ld + lo - c
-                    to[m] = M + value * z.m_step + (first + m) * z.panels_at_once * NR + (p - panel) * NR
+                point_rows(to, M + value * z.m_step + (first * z.panels_at_once + p - panel) * NR, z.panels_at_once * NR, rows)
                 walk(ahead, src)
-                tile_by_rows(rows, 1, hi - lo, a, U + value * z.u_step + p * z.u_panel + (lo - c) * NR, NR, to, width, &e)
+                at, e.accumulate = lo, add if more else 0
+                while True:
+                    at_end = least(hi, (at // z.part + 1) * z.part)
+                    point_rows(a, V + value * z.v_step + first * z.ld + at - c, z.ld, rows)
+                    tile_by_rows(rows, 1, at_end - at, a, U + value * z.u_step + p * z.u_panel + (at - c) * NR, NR, to, width, &e)
+                    at, e.accumulate = at_end, add
+                    if at == hi:
+                        break
 
 
 cdef inline void living_channels(Shape *s, Py_ssize_t value, Py_ssize_t target, Py_ssize_t *lo, Py_ssize_t *hi) noexcept nogil:
@@ -1140,8 +1168,8 @@ cdef void sum_corners(Shape *s, Corners *z, real *src, real *dy, real *result, r
         end = least(q_end, q + z.tiles)
         slots = slots_of(s, q, end)
         for i in range(g, g_end):
-            transform_data(s, &s.src[f], False, src, i, q, end, c, c_end, 0, <int> s.nh, V, z.C, z.v_step, patch)
-            transform_data(s, &s.dst[0], True, dy, i, q, end, k, k_end, 0, <int> s.nh, D, z.K, z.d_step, patch)
+            transform_data(s, &s.src[f], False, src, i, q, end, c, c_end, V, z.C, z.v_step, patch)
+            transform_data(s, &s.dst[0], True, dy, i, q, end, k, k_end, D, z.K, z.d_step, patch)
             next, at, at_end = i + 1, q, end
             if next == g_end:
                 next, at, at_end = g, end, least(q_end, end + z.tiles)
@@ -1196,7 +1224,7 @@ cdef void add_products(Shape *s, Corners *z, real *V, real *D, real *M, Slots *s
     cdef Py_ssize_t NR = 2 * lanes(V), value, i, k, m, p, first, rows, begin, end, blocks = ceil_div(channels, TILE_MR)
     cdef real *a
     cdef real *c[TILE_MR]
-    cdef Epilogue e = Epilogue(NULL, 0, add, 0, 0, 0, NULL, 0, 0)
+    cdef Epilogue e = Epilogue(NULL, 0, 2 if add else 0, 0, 0, 0, NULL, 0, 0)
     for value in range(s.values):
         tiles_with(s, slots, value, &begin, &end)
         if begin == end or not lives(s, value, f):
