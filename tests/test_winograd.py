@@ -20,9 +20,9 @@ CHANNELS = 1, 4, 16, 48, 256
 PART, BLOCK = 48, 96  # products that are summed by themselves: of tiles of eight points a side, and of a gradient by the weights
 SIDES = (4, 9, 16)
 # A number is a sum of n = F*F*C products, added one after the other for direct convolution: errors of random sign grow
-# like eps*sqrt(n) of the result. Winograd adds C at a time (places/TILE for dw), or so many by themselves, between transforms
-# that have an error of their own, larger over eight points than over six. The factors are a fifth or more above what was measured on all levels
-# of an x86 processor: (rms, largest of up to a million errors).
+# like eps*sqrt(n) of the result. Winograd adds C at a time (places/TILE for dw), or so many by themselves, between
+# transforms that have an error of their own, larger over eight points than over six. The factors are a fifth or more above
+# what was measured on all levels of an x86 processor: (rms, largest of up to a million errors).
 DIRECT = 0.25, 4.0
 TRANSFORMS = {2: (9.0, 160.0), 3: (9.0, 160.0), 4: (12.5, 160.0), 5: (24.0, 400.0)}
 SUM, TILE = {**dict.fromkeys((2, 3, 4), (1.0, 10.0)), 5: (2.5, 20.0)}, {**dict.fromkeys((2, 3, 4, 6, 7), 4), 5: 16}
@@ -233,7 +233,7 @@ def test_threads_share_the_parts_of_a_sum_with_the_same_bits(isa, layout, dtype)
     """Few tiles under few filters: a thread has some of the channels; in a batch, some of the tiles."""
     for side, channels, filters in ((8, 160, 5), (7, 163, 8), (14, 643, 12), (20, 259, 4), (16, 200, 1), (9, 500, 32)):
         p = Problem("few tiles under few filters", 1, side, side + 1, channels, filters, 3, P=1)
-        x, w, b, dy = p.arrays(layout, np.dtype(dtype), seed=channels)
+        x, w, b, _ = p.arrays(layout, np.dtype(dtype), seed=channels)
         how = dict(layout=layout, P=1)
         turned = np.ascontiguousarray(w.swapaxes(0, 1) if layout == "NCHW" else w.swapaxes(2, 3))  # for dx of few channels
         shape = (1, filters, side, side + 1) if layout == "NCHW" else (1, side, side + 1, filters)
@@ -269,7 +269,9 @@ def deep_problem(direction, S, F, layout):
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-@pytest.mark.parametrize(("direction", "S", "F", "values"), [("fwd", 1, 3, 36), ("fwd", 2, 3, 16), ("grad_x", 2, 3, 16), ("fwd", 1, 5, 64)])
+@pytest.mark.parametrize(
+    ("direction", "S", "F", "values"), [("fwd", 1, 3, 36), ("fwd", 2, 3, 16), ("grad_x", 2, 3, 16), ("fwd", 1, 5, 64)]
+)
 def test_deep_pictures_are_transformed_a_lot_of_channels_at_a_time(isa, direction, S, F, values, layout):
     """Half of what is kept of others, and the sums of all filters; a picture's bits are those of all its channels at once."""
     p, given, w, exact = deep_problem(direction, S, F, layout)
