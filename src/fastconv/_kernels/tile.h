@@ -17,7 +17,7 @@
 typedef struct {
     const REAL *bias;  /* NULL, or numbers that C starts from: one for each column, or for each row */
     int bias_by_row;
-    int accumulate;    /* C starts from what is in memory; 2: that is added in the end, if B is packed */
+    int accumulate;    /* C starts from what is in memory; 2: that, whole vectors, is added in the end, if B is packed */
     int relu;          /* C ends as max(C, 0) */
     int stream;        /* C is written past the caches; its rows begin at whole vectors and cols is a multiple of VL */
     int fetch;         /* C lies far away: its lines are called for while the products run */

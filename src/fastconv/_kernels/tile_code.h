@@ -70,8 +70,7 @@ INLINE void CAT(tile_body)(const int rows, const int nv, const int by_rows, ptrd
     }
     if (!keep && !table && e->accumulate == 2) {
         UNROLL for (int m = 0; m < rows; m++) {
-            UNROLL for (int v = 0; v < nv; v++)
-                acc[m][v] = CAT(add)(acc[m][v], v < nv - 1 ? CAT(load)(c[m] + v * VL) : CAT(load_part)(c[m] + v * VL, last));
+            UNROLL for (int v = 0; v < nv; v++) acc[m][v] = CAT(add)(acc[m][v], CAT(load)(c[m] + v * VL));
         }
     }
     const VEC least = CAT(splat)((REAL)(e->relu ? 0 : -INFINITY));
