@@ -656,6 +656,20 @@ def test_large_pictures_of_few_filters_are_turned(monkeypatch, sixteen_lanes, di
         assert costs.better_turned(problem) is turned
 
 
+@pytest.mark.parametrize("S", [1, 2])
+def test_few_filters_call_for_pictures_that_no_cache_keeps(isa, S):
+    """Vectors run along the channels; what is called for, past a picture's last row, too, changes nothing."""
+    x, w = (np.random.default_rng(n).standard_normal(shape, "f4") for n, shape in enumerate(((11, 200, 160, 16), (5, 3, 16, 2))))
+    assert x.nbytes > 5 << 22
+    how = dict(S=S, P=(2, 1), method="direct")
+    dy = np.random.default_rng(2).standard_normal((*fc.conv2d(x[:1], w, **how).shape[:3], 16), "f4")  # dx has two channels
+    turned, shape, dys = np.ascontiguousarray(w.swapaxes(2, 3)), (1, 200, 160, 2), np.concatenate([dy, -dy] * (6 * S * S))
+    y, dx = fc.conv2d(x, w, **how), fc.conv2d_grad_x(dys, turned, (len(dys), *shape[1:]), **how)
+    for n in (0, 1, 10):
+        assert bits(y[n : n + 1], fc.conv2d(x[n : n + 1], w, **how))
+        assert bits(dx[n : n + 1], fc.conv2d_grad_x(dys[n : n + 1], turned, shape, **how))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_image_does_not_depend_on_its_batch(isa, layout, method):

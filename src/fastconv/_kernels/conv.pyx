@@ -22,7 +22,7 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from fastconv._kernels.gather cimport (
-    AHEAD, L2_SHARE, SMALL_WORK, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
+    AHEAD, L2_SHARE, SMALL_WORK, STREAM, Shape, beyond_caches, bytes_met, even, in_one_sweep, make_shape, one_to_one,
 )
 from fastconv._kernels.tiles cimport (
     DOT_ROWS, PART_OF_B, SHARES, TILE_MR, VECTOR_BYTES, Epilogue, Share, aligned, begin_task, ceil_div, copy, data, end_task,
@@ -246,7 +246,7 @@ cdef run_gather(Gather self, real *src, real *w, real *bias, real *dst, bint rel
     s.as_it_lies = one_to_one(s)
     s.stream = not s.across_planes and beyond_caches(s, src) and <size_t> dst % VECTOR_BYTES == 0 and s.K % lanes(src) == 0
     s.fetch = not s.stream and pixels * s.groups * s.K * <Py_ssize_t> sizeof(real) > L2_SHARE
-    s.ahead = bytes_met(s, src) > AHEAD and s.T == 1 and not s.merged
+    s.ahead = not s.merged and (s.T == 1 and bytes_met(s, src) > AHEAD or few(s, src) and bytes_met(s, src) > STREAM)
     if z.passing or z.in_place or s.together > s.T and not fresh:
         packs = 0
     for i in range(0 if s.across_planes else threads):
@@ -590,16 +590,18 @@ cdef inline void leave_out_padding(Shape *s, real **a, Py_ssize_t rows, real *ze
 
 
 cdef void fetch_pixels(Shape *s, real *src, Py_ssize_t g, Py_ssize_t q, Py_ssize_t some) noexcept nogil:
-    """Calls for the channels of some pixels from pixel q of the grid on, counted over the batch, under the only tap."""
-    cdef Py_ssize_t depth = s.groups * s.C, step = s.stride_w * depth, j, i, n, row, m
+    """Calls for the channels of some pixels from pixel q of the grid on, counted over the batch, under the lowest tap: the
+    others see what was called for rows above."""
+    cdef Py_ssize_t depth = s.groups * s.C, step = s.stride_w * depth, j, i, n, row, m, t
     cdef real *at
     if s.as_it_lies and s.groups == 1:
         fetch_lines(src + q * depth, least(some, s.N * s.rows * s.cols - q) * depth * sizeof(real))
         return
+    t = 0 if s.dh[0] > s.dh[s.T - 1] else s.T - 1
     j, i, n = q % s.cols, q // s.cols % s.rows, q // s.cols // s.rows
     while some > 0 and n < s.N:
         row = least(some, s.cols - j)
-        at = src + ((n * s.Hs + i * s.stride_h + s.dh[0]) * s.Ws + j * s.stride_w + s.dw[0]) * depth + g * s.C
+        at = src + ((n * s.Hs + i * s.stride_h + s.dh[t]) * s.Ws + j * s.stride_w + s.dw[t]) * depth + g * s.C
         for m in range(row):
             fetch_lines(at + m * step, s.C * sizeof(real))
         some, i, j = some - row, i + 1, 0

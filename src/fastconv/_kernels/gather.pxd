@@ -29,7 +29,7 @@ cdef struct Shape:
     Py_ssize_t merged
     bint stream                       # dst is too large for the caches
     bint fetch                        # dst is too large for a core's own cache
-    bint ahead                        # depth-last: the source is, and there is one tap: a task calls for the pixels of the next one
+    bint ahead                        # depth-last: the source is, of one tap or few filters: a task calls for the next one's pixels
     bint across_planes                # depth-last: pictures lie depth first, `one_to_one`, and are read from plane to plane
     bint by_place                     # depth-last: pixels are counted place by place, for each all pictures, not by picture
     bint apart                        # depth-first: the grid's pixels do not lie side by side in dst
