@@ -25,6 +25,7 @@ times one of channels x filters.
 A block of tiles is transformed into V[value][slot][channel], multiplied into M[value][slot][filter] and transformed back, by one
 thread, or, if they are fewer than the filters and no cache keeps these, by all of them (`blocks_together`). Tiles that an edge cuts
 do without the value at 0 or at infinity (`Edge`); their slots are sorted so that each value has its tiles side by side (`Slots`).
+Sums of many products are made in parts, so that their errors stay small, or for threads to share them (`parts_of`).
 What crosses an edge, ends a channel vector or lies depth-first passes through a small patch, [row][column][VL channels]. Pictures
 that no cache keeps are called for while the block before is multiplied (`Walk`).
 Arguments are trusted; every number is summed in an order that depends on neither threads nor batch.
@@ -56,8 +57,8 @@ cdef enum:
     STREAM = 5 << 22  # bytes of pictures that no cache keeps: results are written past them
     FEW_TILES = 2 * TILE_MR  # for which a thread would transform more filters than it saves products
     PART = 80  # channels of a part of a sum that are worth a thread
-    MANY = 1 << 10  # products of a sum that are not added in one go, for it to be exact enough,
-    EIGHT_POINTS = 48  # and that are, of tiles of eight points a side
+    MANY = 1 << 10  # products of a sum that is exact enough in one part,
+    EIGHT_POINTS = 48  # or, of tiles of eight points a side, of a part
     SMALL_WORK = 1 << 18  # products that are done before a team of threads has started
     FILTER_ROWS = 16  # channels whose filters a task transforms
     NEAR = 256  # bytes between rows of weights that the processor fetches without being told
@@ -772,7 +773,7 @@ cdef void block_task(Shape *s, Blocks *z, real *src, real *w, real *U, real *bia
 
 
 cdef void chunk_task(Shape *s, Blocks *z, real *src, real *w, real *M, real *dst, Py_ssize_t chunk, char *scratch) noexcept nogil:
-    """The products of a chunk of channels, of all tiles and of the only panel, in an M of its own."""
+    """Task `chunk`: the products of its channels, of all tiles and of the only panel, in an M of its own."""
     cdef Py_ssize_t total = s.N * s.tiles_h * s.tiles_w, c = chunk * z.channels
     cdef real *V = <real *> scratch
     cdef real *patch = V + z.v_own + s.values * z.m_step
@@ -953,7 +954,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
     cdef Slots slots = slots_of(s, q, q_end)
     cdef unsigned int before = begin_task()
     # A thread's next task is mostly the next block; where filters are fused it is other filters, or there is none.
-    cdef bint other = z.fused or s.sources > 1 or s.groups > 1 or z.cuts > 1 or z.by_chunks
+    cdef bint other = z.fused or s.sources > 1 or s.groups > 1 or z.cuts > 1
     cdef Py_ssize_t next = s.N * s.tiles_h * s.tiles_w if other else q_end
     cdef Py_ssize_t steps = s.values * ceil_div(q_end - q, TILE_MR) * (1 if z.fused else panel_end - panel)
     cdef Py_ssize_t next_end = least(next + q_end - q, s.N * s.tiles_h * s.tiles_w)
@@ -969,8 +970,7 @@ cdef void multiply_block(Shape *s, Blocks *z, real *src, real *w, real *U, real 
             if z.fused:  # those of the next chunk, or of the next panel's first one
                 i, c_next = (panel, c_end) if chunk + 1 < lot_end else (panel + 1, lot * z.channels)
                 ahead = walk_over_filters(s, w, g, i * NR, NR, c_next, least(s.C, c_next + z.channels), steps)
-            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, &ahead,
-                     src)
+            multiply(s, z, V + (chunk - lot) * z.v_chunk, own if z.fused else U, M, &slots, panel, end, c, c_end, &ahead, src)
         if lot_end == z.chunks and not z.by_chunks:
             transform_results(s, &s.dst[target], dst, g, q, q_end, (panel - target * z.panels) * NR,
                               least((end - target * z.panels) * NR, s.K), M, z.panels_at_once * NR, z.m_step, bias, relu, patch)
