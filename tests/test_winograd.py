@@ -227,6 +227,16 @@ def test_few_pictures_under_many_filters_are_shared_with_the_same_bits(isa, layo
     assert few < 36 * 1024 * 96 * 4 < more
 
 
+@pytest.mark.parametrize(
+    ("direction", "d", "method"), [("fwd", 2, "winograd"), ("fwd", 4, "direct"), ("grad_x", 4, "winograd")]
+)
+def test_pictures_are_turned_over_for_winograd_where_that_pays(sixteen_lanes, replan, direction, d, method):
+    """With dilation by four and more in NCHW; of two taps in a row there is little to save."""
+    replan()
+    plan = fc.explain((4, 64, 1, 4000), (128, 64, 1, 2), direction=direction, P=(0, d // 2), dilation=d, layout="NCHW")
+    assert plan.method == method
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_threads_share_the_parts_of_a_sum_with_the_same_bits(isa, layout, dtype):

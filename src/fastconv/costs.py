@@ -47,6 +47,7 @@ CORNER = 128  # channels, or filters, for which a weight gradient's tiles are tr
 # pixels that it does not multiply; for pictures; less with S=2 for pictures, whose values leave a core's cache sooner, and still
 # less where no cache keeps the filters of its phases.
 WEIGHTS_MARGIN, STRIDED_WEIGHTS_MARGIN, MARGIN, STRIDED_MARGIN, LARGE_STRIDED_MARGIN = 1.0, 1.06, 0.9, 0.85, 0.78
+APART_MARGIN = 0.75  # of pictures that are turned over for it
 LARGE = 3 * runtime.LAST_CACHE // 8  # bytes of transformed filters
 APART = 4  # depth-first pixels of which one is read at a time, for which pictures are turned over
 QUARTERED = 6  # taps a side of a window of which Winograd makes four
@@ -362,7 +363,7 @@ def margin(p: Problem, m: Pair) -> float:
     if p.direction == "grad_w":
         return STRIDED_WEIGHTS_MARGIN if strided else WEIGHTS_MARGIN
     if not strided:
-        return MARGIN
+        return APART_MARGIN if better_turned_for_winograd(p) else MARGIN
     filters = math.prod(_values(p, m)) * 4 * p.D1 * p.K // p.groups * p.itemsize
     return STRIDED_MARGIN if filters <= LARGE else LARGE_STRIDED_MARGIN
 
