@@ -108,6 +108,14 @@ def test_weight_gradients_of_large_pictures_are_as_exact(isa, F):
     assert rms(dw - exact) < 6e-6 * rms(exact)
 
 
+def test_weight_gradients_of_long_lines_are_as_exact(isa):
+    """Of seven taps there is one tile only, of two results: 20,000 tiles of 40,000 pixels."""
+    x, dy = (np.random.default_rng(n).standard_normal((1, 1, 40_000, 4)) for n in (1, 2))
+    exact = fc.conv2d_grad_w(dy, x, (1, 7, 4, 4), P=(0, 3), method="direct")
+    dw = fc.conv2d_grad_w(dy.astype("f4"), x.astype("f4"), (1, 7, 4, 4), P=(0, 3), method="winograd")
+    assert np.abs(dw - exact).max() < 5e-5 * rms(exact)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_direct_weight_gradients_of_many_pixels_are_summed_in_parts(isa, layout):
     """Of two million pixels none has more than 2 * PART_PIXELS: what one part's sums may be off by, all are."""
